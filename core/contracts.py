@@ -1,0 +1,253 @@
+"""What a method is: typed, frozen descriptions that plugins return and the core acts on.
+
+Standard library only: a plugin is described without importing torch. Hooks return these and have no side effects;
+the core selects by configuration, checks, orders and calls.
+
+    slot          one per run   what it decides
+    patches       any number    how the model's own code and weights are changed     (ModelPatch)
+    adapter       one           which parameters train                               (Adapter)
+    optimizer     one           how they move                                        (OptimizerMethod)
+    attention     one           which kernel computes attention                      (AttentionKernel)
+    stage         one           what is learned, from which kind of data             (TrainingStage)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeAlias, TypeVar
+
+from luthier.core.environment import Environment
+from luthier.core.options import NoOptions
+from luthier.core.profile import ArchitectureProfile
+from luthier.core.traits import AnyOf, Claim, Trait
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from luthier.core.runtime import Runtime
+
+C = TypeVar("C")
+
+Undo: TypeAlias = Callable[[], None]
+Numerics = Literal["exact", "close", "changes"]
+Phase = Literal["load", "loaded", "attached"]
+DataKind = Literal["text", "conversation", "preference", "unpaired", "prompt"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """A method's own answer for one model, machine and configuration.
+
+    `kind` "missing" is a `no` for a reason of environment: a package or a device, not the configuration.
+    """
+
+    kind: Literal["yes", "experimental", "no", "missing"]
+    reason: str = ""
+    fix: str = ""
+
+    @classmethod
+    def yes(cls, reason: str = "") -> Support:
+        return cls("yes", reason)
+
+    @classmethod
+    def experimental(cls, note: str) -> Support:
+        """It runs; the note becomes a warning of the plan."""
+        return cls("experimental", note)
+
+    @classmethod
+    def no(cls, reason: str, fix: str = "") -> Support:
+        return cls("no", reason, fix)
+
+    @classmethod
+    def missing(cls, reason: str, fix: str = "") -> Support:
+        return cls("missing", reason, fix)
+
+    def __bool__(self) -> bool:
+        return self.kind in ("yes", "experimental")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What a method declares *in addition* to its static fields, for one model and one configuration.
+
+    For example LoRA provides "reference.by_disabling" only with an initialisation that leaves the model as it was.
+    """
+
+    provides: frozenset[Trait] = frozenset()
+    requires: tuple[AnyOf, ...] = ()
+    conflicts: frozenset[Trait] = frozenset()
+    claims: frozenset[Claim] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTerms:
+    """A method's share of the predicted memory; the planner adds the shares up (see core/memory.py).
+
+    trainable           parameters that this method makes trainable, added to the model or already there
+    added               of these, how many are new parameters beside the model's own
+    trainable_bytes     bytes per trainable parameter as stored; None for the precision the plan chose
+    weight_bytes        bytes per parameter of the base weights; None where the method does not change their storage
+    optimizer_bytes     optimizer state bytes per trainable parameter
+    activation_scale    factor on the activations that the decoder layers keep for the backward pass
+    constant            bytes that depend on none of these
+    """
+
+    trainable: int = 0
+    added: int = 0
+    trainable_bytes: float | None = None
+    weight_bytes: float | None = None
+    optimizer_bytes: float = 0.0
+    activation_scale: float = 1.0
+    constant: int = 0
+
+
+def _supported(profile: ArchitectureProfile, environment: Environment, config: Any) -> Support:
+    return Support.yes()
+
+
+def _nothing_more(profile: ArchitectureProfile, config: Any) -> Declaration:
+    return Declaration()
+
+
+def _no_load_options(profile: ArchitectureProfile, config: Any) -> Mapping[str, object]:
+    return {}
+
+
+def _no_memory(profile: ArchitectureProfile, config: Any) -> MemoryTerms:
+    return MemoryTerms()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Generic[C]):
+    """The common part of every method; a subclass adds what its slot does with it.
+
+    name        what a configuration file says
+    summary     one line, shown by `luthier methods`
+    config      frozen keyword-only dataclass of documented `option()` fields; validated strictly
+    provides    facts this method makes true of the run
+    requires    each: at least one of these traits must be true of the run
+    conflicts   traits that must not be true of the run
+    claims      things only one method of a run may own
+    declares    more of these four, where they depend on the model or on the options
+    numerics    against the plain model: "exact" (same numbers), "close" (rounding differs), "changes" (on purpose)
+    packages    PEP 508 requirements, checked from metadata before anything is imported
+    supports    the method's own yes, experimental(note), no(reason) or missing(reason)
+    load_options  keyword arguments for the model's `from_pretrained`
+    memory      its share of the prediction
+    priority    order among the candidates when a slot says "auto"; 0 or less is taken only when named
+    reference   the paper or project it follows, as text for the documentation
+    """
+
+    slot: ClassVar[str] = ""
+
+    name: str
+    summary: str
+    config: type[C] = NoOptions  # type: ignore[assignment]  # a method without options needs no class of its own
+    provides: frozenset[Trait] = frozenset()
+    requires: tuple[AnyOf, ...] = ()
+    conflicts: frozenset[Trait] = frozenset()
+    claims: frozenset[Claim] = frozenset()
+    declares: Callable[[ArchitectureProfile, C], Declaration] = _nothing_more
+    numerics: Numerics = "exact"
+    packages: tuple[str, ...] = ()
+    supports: Callable[[ArchitectureProfile, Environment, C], Support] = _supported
+    load_options: Callable[[ArchitectureProfile, C], Mapping[str, object]] = _no_load_options
+    memory: Callable[[ArchitectureProfile, C], MemoryTerms] = _no_memory
+    priority: int = 0
+    reference: str = ""
+
+    def declaration(self, profile: ArchitectureProfile, config: C) -> Declaration:
+        """The static fields and `declares` together."""
+        more = self.declares(profile, config)
+        return Declaration(
+            provides=self.provides | more.provides,
+            requires=self.requires + more.requires,
+            conflicts=self.conflicts | more.conflicts,
+            claims=self.claims | more.claims,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPatch(Method[C]):
+    """Changes the model's code or weights. `apply(model, profile, config)` returns a callable that undoes it.
+
+    phase "load": before the model is loaded (model is None); "loaded": right after; "attached": after the adapter. An
+    `isolate` patch must be imported before transformers, so its run goes to a clean worker process. A patch that
+    finds nothing to change raises `NothingPatched`.
+    """
+
+    slot: ClassVar[str] = "patches"
+
+    apply: Callable[[nn.Module | None, ArchitectureProfile, C], Undo]
+    phase: Phase = "loaded"
+    isolate: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(Method[C]):
+    """Decides which parameters train. `attach(model, profile, config)` returns the model to train, trainables marked.
+
+    `save(model, folder)` and `load(model, folder, trainable)` default to the layouts of PEFT and transformers. `merge(model)`
+    returns the model with the update folded into plain weights, where that can be done.
+    """
+
+    slot: ClassVar[str] = "adapter"
+
+    attach: Callable[[nn.Module, ArchitectureProfile, C], nn.Module]
+    merge: Callable[[nn.Module], nn.Module] | None = None
+    save: Callable[[nn.Module, Path], None] | None = None
+    load: Callable[[nn.Module, Path, bool], nn.Module] | None = None
+
+
+AfterStep: TypeAlias = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerMethod(Method[C]):
+    """Moves the trainable parameters. `build(model, config)` returns the optimizer and callables run after each step.
+
+    A `config` that extends `luthier.core.schedule.OptimizerOptions` gets its learning-rate schedule and gradient clipping
+    from the core; any other trains at the rate the optimizer was built with, and the plan says so.
+    """
+
+    slot: ClassVar[str] = "optimizer"
+
+    build: Callable[[nn.Module, C], tuple[Optimizer, tuple[AfterStep, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionKernel(Method[C]):
+    """A kernel known to transformers as `implementation`, an AttentionInterface key.
+
+    `register()` makes the key known, with its mask function, and is called once before the model is loaded; kernels that
+    transformers ships need none.
+    """
+
+    slot: ClassVar[str] = "attention"
+
+    implementation: str
+    register: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStage(Method[C]):
+    """What is learned. `run(runtime, config)` trains and returns its final metrics."""
+
+    slot: ClassVar[str] = "stage"
+
+    run: Callable[[Runtime, C], Mapping[str, float]]
+    data_kind: DataKind
+
+
+class NothingPatched(RuntimeError):
+    """Raised by a patch that found nothing to change: the run stops, because a selected method that does nothing lies."""
+
+
+SLOTS: Final[dict[str, type[Method[Any]]]] = {
+    kind.slot: kind for kind in (ModelPatch, Adapter, OptimizerMethod, AttentionKernel, TrainingStage)
+}
+AnyMethod: TypeAlias = Method[Any]

@@ -1,0 +1,152 @@
+"""`execute()`: carries a plan out, from top to bottom. Everything was decided before; this file only does it in order.
+
+    claim the output folder
+    tokenizer, data
+    patches of phase "load" -> model -> attention -> patches "loaded" -> adapter -> patches "attached"
+    stage: trains, with the plan's optimizer
+    save, report, undo
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from luthier.core.catalog import Catalog
+from luthier.core.config import parse_config
+from luthier.core.contracts import Adapter, AttentionKernel, ModelPatch, Phase, TrainingStage
+from luthier.core.data import prepare
+from luthier.core.environment import Environment
+from luthier.core.errors import LuthierError
+from luthier.core.events import Broadcast
+from luthier.core.extensions import RunEvent
+from luthier.core.frozen import thaw
+from luthier.core.loading import load_model, load_tokenizer
+from luthier.core.meter import MemoryMeter
+from luthier.core.output import OutputFolder
+from luthier.core.plan import Plan
+from luthier.core.results import assert_same_run, collect_results, write_description, write_report
+from luthier.core.runtime import Runtime
+
+
+def execute(
+    plan: Plan,
+    catalog: Catalog,
+    *,
+    environment: Environment,
+    observers: tuple[Callable[[RunEvent], None], ...] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Run a plan in this process and return the content of all_results.json.
+
+    `observers` and the catalog's own hear every RunEvent; an error in one is logged and counted, never raised. Setting `stop`
+    saves a checkpoint at the next step and raises Interrupted. Raises a LuthierError for whatever the user can mend.
+    """
+    config = parse_config(thaw(plan.config))
+    broadcast = Broadcast([*observers, *(offer.value for offer in catalog.observers)])
+    started = time.monotonic()
+    with OutputFolder.claim(config.output, resume=resume, overwrite=overwrite) as output:
+        if resume:
+            assert_same_run(output, plan)
+        runtime = Runtime(
+            plan=plan,
+            config=config,
+            catalog=catalog,
+            output=output,
+            emit_to=broadcast,
+            meter=MemoryMeter(plan.device),
+            resume_from=output.latest_checkpoint if resume else None,
+            stop=stop or threading.Event(),
+        )
+        try:
+            _prepare(runtime)
+            _build(runtime)
+            output.remove_previous()
+            write_description(output, plan, environment)
+            for notice in output.notices:
+                runtime.emit("notice", notice)
+            metrics = _train(runtime)
+            results = collect_results(runtime, metrics, seconds=time.monotonic() - started, observer_errors=broadcast.errors)
+            _save(runtime, results)
+        except LuthierError as error:
+            runtime.emit("error", str(error))
+            raise
+        finally:
+            _undo(runtime)
+        runtime.emit("finish", **results)
+        return results
+
+
+def _prepare(runtime: Runtime) -> None:
+    """Tokenizer and data come first: what is wrong with them is known before the weights are loaded."""
+    runtime.emit("phase", "reading and tokenising the data", name="data")
+    runtime.tokenizer = load_tokenizer(runtime.plan.model, lambda text: runtime.emit("notice", text))
+    stage, _ = runtime.method(runtime.plan.step("stage"))
+    assert isinstance(stage, TrainingStage)
+    formats = {name: offer for name, offer in runtime.catalog.formats.items()}
+    runtime.data = prepare(runtime.config, formats, runtime.tokenizer, kind=stage.data_kind)
+    for warning in (*runtime.plan.warnings, *runtime.data.report.warnings):
+        runtime.emit("warning", warning)
+
+
+def _build(runtime: Runtime) -> None:
+    """The model with everything on it that the plan names."""
+    from transformers import set_seed
+
+    plan = runtime.plan
+    runtime.emit("phase", f"loading {plan.model.name}", name="load")
+    set_seed(runtime.config.train.seed)
+    runtime.meter.start()
+    kernel, _ = runtime.method(plan.step("attention"))
+    _patch(runtime, "load")
+    assert isinstance(kernel, AttentionKernel)
+    if kernel.register is not None:
+        kernel.register()
+    runtime.model = load_model(plan, lambda text: runtime.emit("notice", text))
+    _patch(runtime, "loaded")
+    adapter, options = runtime.method(plan.step("adapter"))
+    assert isinstance(adapter, Adapter)
+    runtime.model = adapter.attach(runtime.model, plan.profile, options)
+    _patch(runtime, "attached")
+    trained = sum(parameter.numel() for parameter in runtime.model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in runtime.model.parameters())
+    if not trained:
+        raise LuthierError(f"adapter: {adapter.name} left no parameter to train", fix="check its options with `luthier explain`")
+    share = 100 * trained / total
+    runtime.emit("phase", f"adapter: {adapter.name}, {trained:,} of {total:,} parameters train ({share:.2f}%)", name="attach")
+
+
+def _patch(runtime: Runtime, phase: Phase) -> None:
+    for step in runtime.plan.steps_in("patches"):
+        patch, options = runtime.method(step)
+        assert isinstance(patch, ModelPatch)
+        if patch.phase == phase:
+            runtime.undo.append(patch.apply(runtime.model, runtime.plan.profile, options))
+            runtime.emit("phase", f"patch: {patch.name}", name="patch")
+
+
+def _train(runtime: Runtime) -> Mapping[str, float]:
+    stage, options = runtime.method(runtime.plan.step("stage"))
+    assert isinstance(stage, TrainingStage)
+    runtime.emit("phase", f"stage: {stage.name}", name="train")
+    return stage.run(runtime, options)
+
+
+def _save(runtime: Runtime, results: dict[str, Any]) -> None:
+    """Weights, tokenizer and report appear together, or not at all."""
+    runtime.emit("phase", f"saving to {runtime.output.path}", name="save")
+    assert runtime.tokenizer is not None
+    with runtime.output.publish() as folder:
+        runtime.save_model(folder)
+        runtime.tokenizer.save_pretrained(str(folder))
+        write_report(runtime, results, folder)
+
+
+def _undo(runtime: Runtime) -> None:
+    """Take every patch back, last first, so that a patched class does not outlive the run."""
+    while runtime.undo:
+        runtime.undo.pop()()

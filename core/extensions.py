@@ -1,0 +1,101 @@
+"""The supporting descriptions: data formats, presets, architecture families, command-line verbs, run events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from luthier.core.contracts import DataKind
+from luthier.core.frozen import FrozenDict
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+class RowError(ValueError):
+    """A row cannot be converted. `column` names what is wrong with it; the reader adds file and row number."""
+
+    def __init__(self, message: str, *, column: str = "") -> None:
+        self.column = column
+        super().__init__(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFormat:
+    """A way in which rows say what to learn from.
+
+    `detect(row)` tells from the columns whether a row has this format; among several that do, the highest `priority` wins.
+    `convert(row)` returns the canonical form of its kind, or raises `RowError`:
+
+        conversation   {"messages": [{"role": "system|user|assistant|tool", "content": str}, ...]}
+        text           {"text": str}
+        preference     {"messages": [...prompt...], "chosen": [...], "rejected": [...]}
+        unpaired       {"messages": [...prompt...], "completion": [...], "label": bool}
+        prompt         {"messages": [...]}
+    """
+
+    name: str
+    summary: str
+    kind: DataKind
+    columns: str
+    detect: Callable[[Row], bool]
+    convert: Callable[[Row], Row]
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A name for a combination. Written where a method of `slot` would stand, it expands to `config`.
+
+        Preset(name="qlora", slot="adapter", summary="LoRA over NF4 weights.", config={"adapter": "lora", "patches": ["nf4"]})
+
+    Options written beside the name go to the method that `config` puts into the same slot; what the user set in another
+    slot is kept, and a contradiction is a problem of the plan.
+    """
+
+    name: str
+    slot: str
+    summary: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureFamily:
+    """Data for models that structural detection misses: a map from role to module-path pattern for some model types.
+
+    Patterns have `*` for the layer number, relative to the model: {"attn.qkv": "transformer.h.*.attention.fused"}.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    roles: Mapping[str, str]
+    decoder: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A verb of the command line. `run(arguments)` gets the words after the verb and returns the exit code."""
+
+    name: str
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+EventKind = Literal["start", "phase", "step", "evaluate", "checkpoint", "notice", "warning", "finish", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEvent:
+    """Something that happened in a run. `values` is JSON-shaped, so that it can cross to another process.
+
+    start        steps, epochs, tokens, rows, resumed_from
+    phase        name ("load", "attach", "train", "save", ...)
+    step         step, steps, loss, lr, grad_norm, epoch, tokens_per_second, trained_tokens_per_second, memory, remaining
+    evaluate     step, loss
+    checkpoint   step, folder
+    finish       the content of all_results.json
+    """
+
+    kind: EventKind
+    message: str = ""
+    values: FrozenDict[str, Any] = field(default_factory=FrozenDict)

@@ -1,0 +1,151 @@
+"""The plan: what a run will do and why, decided before anything heavy is loaded.
+
+A frozen, hashable value. `Plan.from_json(plan.to_json()) == plan`, so that it can be printed, kept beside the results and
+handed to worker processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from luthier.core.frozen import FrozenDict, canonical_json, thaw
+from luthier.core.profile import ArchitectureProfile
+from luthier.core.serial import from_plain, to_plain
+
+PLAN_VERSION: Final = 1
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One method of the plan: its slot, who provides it, its full configuration, and why it was chosen."""
+
+    slot: str
+    method: str
+    provider: str
+    config: FrozenDict[str, Any] = field(default_factory=FrozenDict)
+    why: str = ""
+    reference: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A candidate that an `auto` slot did not take, and why."""
+
+    slot: str
+    method: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How numbers are held: `weights` of the base model, `compute` of the matrix products, autocast when they differ."""
+
+    name: Literal["fp32", "bf16", "mixed"]
+    weights: Dtype
+    compute: Dtype
+    why: str
+
+    @property
+    def autocast(self) -> bool:
+        return self.weights != self.compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryForecast:
+    """Predicted bytes: what is held throughout, what a step adds, and the highest sum of both."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    peak: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReference:
+    """Where the model is: `name` as the user wrote it, `path` where it lies (a folder, or a hub id), `gguf` its file."""
+
+    name: str
+    path: str
+    kind: Literal["folder", "hub", "gguf", "alias"]
+    revision: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSummary:
+    """What the first look at one data source found; `rows` is None for a stream."""
+
+    path: str
+    format: str
+    kind: str
+    rows: int | None
+    why: str
+    role: Literal["train", "eval"] = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything `execute()` needs, and everything a reader wants to know before it runs."""
+
+    model: ModelReference
+    profile: ArchitectureProfile
+    steps: tuple[Step, ...]
+    precision: Precision
+    config: FrozenDict[str, Any]
+    data: tuple[SourceSummary, ...] = ()
+    device: str = "cpu"
+    traits: tuple[str, ...] = ()
+    load_options: FrozenDict[str, Any] = field(default_factory=FrozenDict)
+    warnings: tuple[str, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    memory: MemoryForecast = field(default_factory=MemoryForecast)
+    isolate: bool = False
+    version: int = PLAN_VERSION
+
+    def step(self, slot: str) -> Step:
+        """The one step of a slot that holds exactly one method."""
+        return next(step for step in self.steps if step.slot == slot)
+
+    def steps_in(self, slot: str) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.slot == slot)
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON-shaped; `problems` is empty, because a plan with problems is refused and never made."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain | {"problems": [], "hash": self.hash}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_plain(), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Raises ValueError when the text is no plan, or one of another version."""
+        return cls.from_plain(json.loads(text))
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Plan:
+        version = plain.get("version") if isinstance(plain, dict) else None
+        if version != PLAN_VERSION:
+            raise ValueError(f"a plan of version {version}; this Luthier reads version {PLAN_VERSION}: plan again")
+        body = {key: value for key, value in plain.items() if key not in ("problems", "hash")}
+        return from_plain(cls, body)
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits over what decides the results: two plans of one hash train the same way."""
+        decisive = {
+            "model": to_plain(self.model),
+            "steps": [[step.slot, step.method, step.provider, thaw(step.config)] for step in self.steps],
+            "precision": self.precision.name,
+            "config": {key: value for key, value in thaw(self.config).items() if key != "output"},
+            "load_options": thaw(self.load_options),
+        }
+        return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()[:16]
+
+

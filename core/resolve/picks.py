@@ -1,0 +1,153 @@
+"""One method under consideration: its options read, its packages and its own `supports` asked, its traits known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.core.catalog import Catalog, Offer
+from luthier.core.config.schema import Choice
+from luthier.core.config.validate import parse_options
+from luthier.core.contracts import AnyMethod, Declaration, Support, TrainingStage
+from luthier.core.environment import Environment
+from luthier.core.errors import PlanRefused, Problem
+from luthier.core.plan import SourceSummary
+from luthier.core.profile import ArchitectureProfile
+from luthier.core.requirements import missing_packages
+from luthier.core.traits import Claim, Trait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What every question to a method is asked against."""
+
+    profile: ArchitectureProfile
+    environment: Environment
+    catalog: Catalog
+    data: tuple[SourceSummary, ...] = ()
+
+    @property
+    def facts(self) -> frozenset[Trait]:
+        """Traits that hold before any method is chosen."""
+        return self.profile.traits | self.environment.traits
+
+    @property
+    def data_kinds(self) -> tuple[str, ...]:
+        return tuple(sorted({source.kind for source in self.data}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """A method with its options for this run. Two methods of one slot are told apart by their place in the list."""
+
+    slot: str
+    name: str
+    offer: Offer[AnyMethod]
+    config: Any
+    why: str
+    declaration: Declaration = field(default_factory=Declaration)
+    support: Support = field(default_factory=Support.yes)
+
+    @property
+    def title(self) -> str:
+        return f"{self.slot}: {self.name}"
+
+    @property
+    def method(self) -> AnyMethod:
+        return self.offer.value
+
+
+def examine(slot: str, choice: Choice, why: str, situation: Situation) -> tuple[Pick | None, list[Problem]]:
+    """The pick, where its name and options can be read at all, and everything that speaks against it on its own."""
+    catalog = situation.catalog
+    if choice.use not in catalog.slot(slot):
+        broken = catalog.broken_for(slot, choice.use)
+        if broken:
+            return None, [
+                Problem(
+                    reason=f"{choice.use!r} cannot be used: {broken.error}",
+                    where=slot,
+                    methods=(f"{slot}: {choice.use}",),
+                    fix=f"repair or remove the plugin {broken.provider.plugin} ({broken.provider})",
+                    kind="environment",
+                )
+            ]
+        return None, [Problem(reason=catalog.unknown(slot, choice.use), where=slot, methods=(f"{slot}: {choice.use}",))]
+    offer = catalog.slot(slot)[choice.use]
+    try:
+        config = parse_options(offer.value.config, choice.options, where=slot)
+    except PlanRefused as refused:
+        return None, list(refused.problems)
+    return consider(slot, offer, config, why, situation)
+
+
+def consider(slot: str, offer: Offer[AnyMethod], config: Any, why: str, situation: Situation) -> tuple[Pick | None, list[Problem]]:
+    """Ask the method itself: packages, `supports`, `declares`, and the data its stage needs."""
+    method = offer.value
+    title = f"{slot}: {method.name}"
+    problems: list[Problem] = []
+    missing = missing_packages(method.packages, situation.environment.packages)
+    if missing:
+        words = " ".join(f'"{requirement}"' for requirement in missing)
+        problems.append(
+            Problem(
+                reason=f"{title} needs {', '.join(missing)}, which is not installed",
+                methods=(title,),
+                fix=f"pip install {words}",
+                kind="environment",
+            )
+        )
+    try:
+        support = method.supports(situation.profile, situation.environment, config)
+        declaration = method.declaration(situation.profile, config)
+    except Exception as error:
+        reason = f"{title} failed while it was asked ({type(error).__name__}: {error}); this is a defect of {offer.provider}"
+        return None, [*problems, Problem(reason=reason, methods=(title,))]
+    if not support:
+        problems.append(
+            Problem(
+                reason=f"{title} says no: {support.reason}",
+                methods=(title,),
+                fix=support.fix,
+                kind="environment" if support.kind == "missing" else "config",
+            )
+        )
+    if isinstance(method, TrainingStage):
+        problems += _data_problems(method, title, situation)
+    pick = Pick(slot=slot, name=method.name, offer=offer, config=config, why=why, declaration=declaration, support=support)
+    return pick, problems
+
+
+def _data_problems(stage: TrainingStage[Any], title: str, situation: Situation) -> list[Problem]:
+    wrong = [source for source in situation.data if source.kind != stage.data_kind]
+    if not wrong:
+        return []
+    found = "; ".join(f"{source.path} holds {source.kind} rows (format {source.format})" for source in wrong)
+    fitting = [
+        name
+        for name, offer in sorted(situation.catalog.slot("stage").items())
+        if isinstance(offer.value, TrainingStage) and (offer.value.data_kind,) == situation.data_kinds
+    ]
+    return [
+        Problem(
+            reason=f"{title} learns from {stage.data_kind} rows, but {found}",
+            methods=(title,),
+            where="data",
+            fix=f"give {stage.data_kind} data" + (f", or take stage: {' or '.join(fitting)}" if fitting else ""),
+        )
+    ]
+
+
+def facts_of(picks: Iterable[Pick], situation: Situation) -> frozenset[Trait]:
+    """Everything that is true of the run with these picks."""
+    return situation.facts.union(*(pick.declaration.provides for pick in picks))
+
+
+def claims_of(picks: Iterable[Pick]) -> dict[Claim, list[Pick]]:
+    """Who claims what."""
+    claims: dict[Claim, list[Pick]] = {}
+    for pick in picks:
+        for claim in sorted(pick.declaration.claims):
+            claims.setdefault(claim, []).append(pick)
+    return claims

@@ -1,0 +1,194 @@
+"""`resolve()`: the one place where a run is decided. It has no side effects and knows no method by name.
+
+1. presets become the slots they stand for          presets.py
+2. every named method is examined on its own        picks.py
+3. `auto` slots take the first candidate that fits  auto.py
+4. all of them together: needs, conflicts, claims   compat.py
+5. precision, load options, memory, execution order
+
+Problems are collected over all of it and raised once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+from luthier.core.catalog import Catalog
+from luthier.core.config.schema import RunConfig
+from luthier.core.contracts import AttentionKernel, MemoryTerms, ModelPatch, OptimizerMethod
+from luthier.core.environment import Environment
+from luthier.core.errors import PlanRefused, Problem
+from luthier.core.frozen import FrozenDict, freeze
+from luthier.core.memory import forecast
+from luthier.core.plan import ModelReference, Plan, Rejected, SourceSummary, Step
+from luthier.core.profile import ArchitectureProfile
+from luthier.core.resolve.auto import AUTO_ORDER, fill
+from luthier.core.resolve.compat import clashes
+from luthier.core.resolve.picks import Pick, Situation, examine, facts_of
+from luthier.core.resolve.precision import decide_precision
+from luthier.core.resolve.presets import expand
+from luthier.core.schedule import OptimizerOptions
+from luthier.core.serial import to_plain
+
+PHASE_ORDER: Final = {"load": 0, "loaded": 2, "attached": 4}
+SLOT_ORDER: Final = {"attention": 1, "adapter": 3, "optimizer": 5, "stage": 6}
+
+
+def resolve(
+    config: RunConfig,
+    *,
+    model: ModelReference,
+    profile: ArchitectureProfile,
+    environment: Environment,
+    catalog: Catalog,
+    data: Sequence[SourceSummary] = (),
+) -> Plan:
+    """The plan for this configuration, model, machine and set of plugins.
+
+    Raises PlanRefused with every problem found; its `draft` holds the steps and rejected candidates known by then.
+    """
+    situation = Situation(profile=profile, environment=environment, catalog=catalog, data=tuple(data))
+    wishes, problems = expand(config, catalog)
+    picks: list[Pick] = []
+    for wish in wishes.fixed:
+        pick, found = examine(wish.slot, wish.choice, wish.why, situation)
+        problems += found
+        if pick:
+            picks.append(pick)
+    problems += _named_twice(picks) + _mixed_kinds(situation)
+    rejected: list[Rejected] = []
+    for slot in AUTO_ORDER:
+        if slot in wishes.auto:
+            chosen, passed, found = fill(slot, wishes.auto[slot], picks, situation)
+            picks += chosen
+            rejected += passed
+            problems += found
+    problems += clashes(picks, situation) + _unconsumed(config)
+    picks.sort(key=_execution_order)
+    load_options, found = _load_options(picks, profile)
+    problems += found
+    terms, found = _memory_terms(picks, profile)
+    problems += found
+    steps = tuple(_step(pick) for pick in picks)
+    if problems:
+        draft = {"model": to_plain(model), "steps": to_plain(steps), "rejected": to_plain(rejected)}
+        raise PlanRefused(list(dict.fromkeys(problems)), draft)
+    facts = facts_of(picks, situation)
+    precision, warnings = decide_precision(config.precision, environment, facts)
+    return Plan(
+        model=model,
+        profile=profile,
+        steps=steps,
+        precision=precision,
+        config=resolved_config(config, picks),
+        data=tuple(data),
+        device=environment.device,
+        traits=tuple(sorted(facts)),
+        load_options=FrozenDict(freeze(load_options)),
+        warnings=tuple(warnings + _warnings(picks, profile)),
+        rejected=tuple(rejected),
+        memory=forecast(profile, terms, precision, config.train.batch_tokens),
+        isolate=any(isinstance(pick.method, ModelPatch) and pick.method.isolate for pick in picks),
+    )
+
+
+def resolved_config(config: RunConfig, picks: Sequence[Pick]) -> FrozenDict[str, Any]:
+    """The configuration as plain data with every slot named and every option written out; it parses to itself."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name = field.name
+        here = [pick for pick in picks if pick.slot == name]
+        if here or name == "patches":
+            written = [{"use": pick.name, **to_plain(pick.config)} for pick in here]
+            plain[name] = written if name == "patches" else written[0]
+        else:
+            plain[name] = to_plain(getattr(config, name))
+    return FrozenDict(freeze(plain))
+
+
+def _step(pick: Pick) -> Step:
+    options = FrozenDict(freeze(to_plain(pick.config)))
+    return Step(slot=pick.slot, method=pick.name, provider=str(pick.offer.provider), config=options, why=pick.why)
+
+
+def _execution_order(pick: Pick) -> tuple[int, int, str]:
+    if isinstance(pick.method, ModelPatch):
+        return PHASE_ORDER[pick.method.phase], -pick.method.priority, pick.name
+    return SLOT_ORDER[pick.slot], 0, pick.name
+
+
+def _named_twice(picks: Sequence[Pick]) -> list[Problem]:
+    titles = [pick.title for pick in picks]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    return [Problem(reason=f"{title} is named twice", methods=(title,), fix="name it once, with all its options") for title in twice]
+
+
+def _mixed_kinds(situation: Situation) -> list[Problem]:
+    if len(situation.data_kinds) < 2:
+        return []
+    found = "; ".join(f"{source.path}: {source.kind}" for source in situation.data)
+    return [Problem(reason=f"the data sources hold rows of different kinds: {found}", where="data", fix="train on one kind at a time")]
+
+
+def _unconsumed(config: RunConfig) -> list[Problem]:
+    """Keys that were set and that nothing in this run would read."""
+    problems = []
+    if config.train.eval_every is not None and not config.data.eval:
+        problems.append(
+            Problem(
+                where="train.eval_every",
+                reason="no rows are held out, so there is nothing to evaluate",
+                fix="set data.eval, for example to 0.05",
+            )
+        )
+    return problems
+
+
+def _load_options(picks: Sequence[Pick], profile: ArchitectureProfile) -> tuple[dict[str, Any], list[Problem]]:
+    merged: dict[str, Any] = {}
+    owner: dict[str, Pick] = {}
+    problems: list[Problem] = []
+    for pick in picks:
+        try:
+            wanted = dict(pick.method.load_options(profile, pick.config))
+        except Exception as error:
+            problems.append(_defect(pick, "load_options", error))
+            continue
+        if isinstance(pick.method, AttentionKernel):
+            wanted["attn_implementation"] = pick.method.implementation
+        for key, value in wanted.items():
+            if key in merged and merged[key] != value:
+                titles = (owner[key].title, pick.title)
+                reason = f"{titles[0]} and {titles[1]} both set the load option {key}: {merged[key]!r} against {value!r}"
+                problems.append(Problem(reason=reason, methods=titles, fix="keep one of them"))
+            merged[key], owner[key] = value, pick
+    return merged, problems
+
+
+def _memory_terms(picks: Sequence[Pick], profile: ArchitectureProfile) -> tuple[list[MemoryTerms], list[Problem]]:
+    terms: list[MemoryTerms] = []
+    problems: list[Problem] = []
+    for pick in picks:
+        try:
+            terms.append(pick.method.memory(profile, pick.config))
+        except Exception as error:
+            problems.append(_defect(pick, "memory", error))
+    return terms, problems
+
+
+def _defect(pick: Pick, what: str, error: Exception) -> Problem:
+    reason = f"{pick.title} failed in its `{what}` ({type(error).__name__}: {error}); this is a defect of {pick.offer.provider}"
+    return Problem(reason=reason, methods=(pick.title,))
+
+
+def _warnings(picks: Sequence[Pick], profile: ArchitectureProfile) -> list[str]:
+    warnings = [f"{pick.title} is experimental here: {pick.support.reason}" for pick in picks if pick.support.kind == "experimental"]
+    for pick in picks:
+        if isinstance(pick.method, OptimizerMethod) and not isinstance(pick.config, OptimizerOptions):
+            warnings.append(f"{pick.title} has no schedule and clipping options: it trains at a constant rate, unclipped")
+    warnings += [f"not understood in the model, and left alone: {item.module} ({item.why})" for item in profile.unclassified]
+    return warnings
+
+

@@ -1,0 +1,72 @@
+"""The one mutable object of a run: what the plan becomes while it is carried out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.contracts import Adapter, AnyMethod, Undo
+from luthier.core.extensions import RunEvent
+from luthier.core.frozen import FrozenDict, freeze
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.core.catalog import Catalog
+    from luthier.core.config import RunConfig
+    from luthier.core.data import PreparedData
+    from luthier.core.meter import MemoryMeter
+    from luthier.core.output import OutputFolder
+    from luthier.core.plan import Plan, Step
+
+
+@dataclass
+class Runtime:
+    """Given to a stage's `run(runtime, config)`.
+
+    `stop` is set when the user asked for the run to end (Ctrl-C): the stage saves a checkpoint at the next step and
+    raises `Interrupted`. `resume_from` is the checkpoint folder to continue, or None.
+    """
+
+    plan: Plan
+    config: RunConfig
+    catalog: Catalog
+    output: OutputFolder
+    emit_to: Callable[[RunEvent], None]
+    meter: MemoryMeter
+    resume_from: Path | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    model: nn.Module | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    data: PreparedData | None = None
+    undo: list[Undo] = field(default_factory=list)
+
+    def emit(self, kind: Any, message: str = "", **values: Any) -> None:
+        """Tell every observer; values must be JSON-shaped."""
+        self.emit_to(RunEvent(kind=kind, message=message, values=freeze(values)))
+
+    def method(self, step: Step) -> tuple[AnyMethod, Any]:
+        """A step's method and its configuration object."""
+        from luthier.core.config.validate import parse_options
+
+        method = self.catalog.method(step.slot, step.method)
+        return method, parse_options(method.config, FrozenDict(step.config), where=step.slot)
+
+    def save_model(self, folder: Path) -> None:
+        """Write what was trained into `folder`: by the adapter's own `save`, or as PEFT and transformers lay it out."""
+        from luthier.core.saving import save_trained
+
+        method, _ = self.method(self.plan.step("adapter"))
+        assert isinstance(method, Adapter)
+        assert self.model is not None
+        save_trained(self.model, folder, method)
+
+    def build_optimizer(self) -> tuple[Any, Any, tuple[Callable[[int], None], ...]]:
+        """(optimizer, its options, callables to run after each optimizer step), over the parameters that train now."""
+        method, options = self.method(self.plan.step("optimizer"))
+        optimizer, after_step = method.build(self.model, options)  # type: ignore[attr-defined]
+        return optimizer, options, tuple(after_step)
