@@ -35,10 +35,10 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     """
     import torch
 
-    if value is None or isinstance(value, bool | str) or type(value) is int:
+    if value is None or isinstance(value, bool | str | int):
         return value
-    if type(value) is float:
-        return value if math.isfinite(value) else {KIND: "float", "value": repr(value)}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {KIND: "float", "value": repr(float(value))}
     if isinstance(value, torch.Tensor):
         tensors[path] = value
         return {KIND: "tensor", "name": path}

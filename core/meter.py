@@ -14,6 +14,7 @@ from typing import Final
 STATUS: Final = Path("/proc/self/status")
 CLEAR: Final = Path("/proc/self/clear_refs")
 INTERVAL: Final = 0.02
+OUT_OF_MEMORY_TEXTS: Final = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "not enough memory")
 SLACK: Final = 16 * 1024**2
 
 
@@ -104,3 +105,12 @@ def _resident() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that memory could not be had, on whichever device; told without importing torch."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS))
+    )

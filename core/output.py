@@ -1,10 +1,10 @@
 """The folder that a run leaves behind: claimed by one run, written atomically, and never somebody else's files.
 
-    runs/my-first/
-      config.yaml  plan.json  environment.json  metrics.jsonl  all_results.json  README.md  ...weights...
-      checkpoint-N/       complete, or not there
-      .luthier.json       the names that Luthier wrote: what --overwrite may remove
-      .luthier.lock       while a run writes here
+runs/my-first/
+  config.yaml  plan.json  environment.json  metrics.jsonl  all_results.json  README.md  ...weights...
+  checkpoint-N/       complete, or not there
+  .luthier.json       the names that Luthier wrote: what --overwrite may remove
+  .luthier.lock       while a run writes here
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class OutputFolder:
         present = {entry.name for entry in self.path.iterdir()} - {LOCK, MANIFEST}
         if self.resumed:
             if not self.checkpoints():
-                raise OutputError("there is no complete checkpoint to resume", where=where, fix="start anew with --overwrite")
+                raise OutputError(
+                    "there is no complete checkpoint to resume", where=where, fix="start anew with --overwrite"
+                )
         elif present and not self._overwrite:
             raise OutputError(
                 "the output folder exists and is not empty",
@@ -284,5 +286,3 @@ def _manifest(folder: Path) -> list[str] | None:
         return None
     # A name is one entry of this folder: a list that was tampered with cannot reach out of it.
     return [name for name in files if isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")]
-
-

@@ -175,7 +175,7 @@ def _load_converted(model: Any, folder: Path) -> None:
         fresh, report = type(model).from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, AttributeError) as error:
         raise _misfit(folder, str(error)) from error
-    _require(set(report["unexpected_keys"]), set(report["missing_keys"]) - set(report["unexpected_keys"]), folder)
+    _require(set(report["unexpected_keys"]), set(report["missing_keys"]), folder)
     model.load_state_dict(fresh.state_dict())
 
 

@@ -1,0 +1,354 @@
+"""The Trainer under every stage: transformers' loop, with our optimizer, data order, checkpoints and events.
+
+transformers' Trainer runs the steps; nothing of it writes, prints or pickles here. `RunTrainerMixin` brings what every
+stage shares and goes before any Trainer subclass; `RunTrainer` adds the token-weighted language-model loss:
+
+    loss of an optimizer step = sum of token losses over all its micro-batches / supervised tokens in all of them
+
+so that the split into micro-batches does not change the gradient
+(https://huggingface.co/blog/gradient_accumulation tells how the mean of means went wrong).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+from luthier.core.checkpoint import capture_rng, load_state, read_packed, restore_rng, save_state
+from luthier.core.errors import DataError, Interrupted, LuthierError, OutOfMemoryError, OutputError
+from luthier.core.meter import ran_out_of_memory
+from luthier.core.output import CHECKPOINT_STATE, checkpoint_step
+from luthier.core.progress import StepWatch, supervised_tokens
+from luthier.core.saving import load_trained
+from luthier.core.schedule import OptimizerOptions, build_schedule
+from luthier.core.trainer_events import RunCallback
+
+if TYPE_CHECKING:
+    from luthier.core.contracts import Adapter
+    from luthier.core.data import BatchSchedule
+    from luthier.core.runtime import Runtime
+
+GIB = 1024**3
+
+
+def training_options(runtime: Runtime, *, steps: int) -> dict[str, Any]:
+    """Arguments for `TrainingArguments`, or for a subclass of it: everything that writes, prints or decides is off."""
+    train = runtime.config.train
+    return {
+        "output_dir": str(runtime.output.path),
+        "max_steps": steps,
+        "gradient_accumulation_steps": train.accumulation,
+        "per_device_train_batch_size": 1,
+        "seed": train.seed,
+        "use_cpu": runtime.plan.device == "cpu",
+        "bf16": runtime.plan.precision.autocast,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_nan_inf_filter": False,  # it hides a diverged loss, and waits for the device at every micro-batch
+        "disable_tqdm": True,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": runtime.plan.device != "cpu",
+        "average_tokens_across_devices": False,
+    }
+
+
+def training_arguments(runtime: Runtime, *, steps: int, **extra: Any) -> TrainingArguments:
+    """The arguments of a run of `steps` optimizer steps; `extra` overrides."""
+    arguments = TrainingArguments(**(training_options(runtime, steps=steps) | extra))
+    if arguments.n_gpu > 1:
+        # One process trains on one device: DataParallel would split each batch over all visible GPUs.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def schedule_fingerprint(schedule: BatchSchedule, lengths: Any) -> str:
+    """Sixteen hex digits over the order of the rows and their lengths: a run resumes only into the same order."""
+    digest = hashlib.sha256(np.asarray(lengths, dtype=np.int64).tobytes())
+    for batch in schedule:
+        digest.update(np.asarray([len(batch), *batch], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def cache_setting(model: Any, use_cache: bool | None) -> Iterator[None]:
+    """Within the block the model's configuration has this `use_cache`; None leaves it alone."""
+    config = getattr(model, "config", None)
+    if use_cache is None or not hasattr(config, "use_cache"):
+        yield
+        return
+    before, config.use_cache = config.use_cache, use_cache
+    try:
+        yield
+    finally:
+        config.use_cache = before
+
+
+class RunTrainerMixin:
+    """Before a Trainer class: `class DpoTrainer(RunTrainerMixin, trl.DPOTrainer)`.
+
+    runtime    the run: model, plan, output folder, events
+    schedule   the micro-batches of the whole run, in order; `accumulation` of them make an optimizer step
+
+    `fit()` trains, and is what a stage calls.
+    """
+
+    runtime: Runtime
+    schedule: BatchSchedule
+    model: Any
+    args: TrainingArguments
+    state: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+
+    def __init__(self, *args: Any, runtime: Runtime, schedule: BatchSchedule, **kwargs: Any) -> None:
+        self.runtime, self.schedule = runtime, schedule
+        self.watch = StepWatch()
+        self.after_step: tuple[Any, ...] = ()
+        self.optimizer_options: object = None
+        self._use_cache = getattr(getattr(runtime.model, "config", None), "use_cache", None)
+        # Trainer switches the cache off for good, and a checkpoint would carry that on.
+        with cache_setting(runtime.model, self._use_cache):
+            super().__init__(*args, **kwargs)
+        if self.args.world_size > 1:
+            raise LuthierError(f"{self.args.world_size} processes were started, and this run trains in one", where="train")
+        for printer in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printer)  # type: ignore[attr-defined]
+        self.add_callback(RunCallback(self))  # type: ignore[attr-defined]
+
+    # ---- the run
+
+    def fit(self) -> dict[str, float]:
+        """Train from the start, or from `runtime.resume_from`; returns the totals of the whole run.
+
+        Raises Interrupted once a checkpoint is saved after `runtime.stop` was set, OutOfMemoryError when the device ran
+        out, LuthierError when the loss is no longer a number, OutputError when the disk is full.
+        """
+        resume = self.runtime.resume_from
+        if resume is not None:
+            self.runtime.output.rewind_metrics(checkpoint_step(resume))
+        try:
+            self.train(resume_from_checkpoint=str(resume) if resume else None)
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise self._out_of_memory(error) from error
+        finally:
+            # accelerate replaces `forward` for autocast: what comes after training gets the model as it was.
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # type: ignore[attr-defined]
+        step, steps = self.state.global_step, self.state.max_steps
+        if self.runtime.stop.is_set() and step < steps:
+            raise Interrupted(
+                f"stopped after step {step} of {steps}; everything is saved in {self.runtime.output.latest_checkpoint}",
+                fix="give the same command with --resume to continue",
+            )
+        return self.watch.totals.metrics()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, with the key-value cache off meanwhile."""
+        with cache_setting(self.model, False):
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _out_of_memory(self, error: BaseException) -> OutOfMemoryError:
+        predicted = self.runtime.plan.memory.peak
+        lines = str(error).splitlines() or [type(error).__name__]
+        return OutOfMemoryError(
+            f"out of memory in step {self.state.global_step + 1}: {self.runtime.meter.peak / GIB:.2f} GiB were in use at "
+            f"the most, {predicted / GIB:.2f} GiB were predicted ({lines[0]})",
+            where="train",
+            fix=f"lower `train.batch_tokens` (now {self.runtime.config.train.batch_tokens}) or `data.max_length`, or train "
+            "fewer parameters",
+        )
+
+    # ---- optimizer and data
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """The plan's optimizer; clipping by its options."""
+        if self.optimizer is None:
+            self.optimizer, self.optimizer_options, self.after_step = self.runtime.build_optimizer()
+            options = self.optimizer_options
+            self.args.max_grad_norm = options.max_grad_norm if isinstance(options, OptimizerOptions) else 0.0
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of the optimizer's options."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(optimizer or self.optimizer, self.optimizer_options, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches in the order of the schedule; its generator is its own, so that fetching draws no number of the model's."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.schedule,
+            collate_fn=self.data_collator,  # type: ignore[attr-defined]
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step, counted."""
+        self.watch.begin()
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        self.watch.count(batches)
+        return batches, items
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        self.watch.loss(self.state.global_step + 1, loss)
+        return loss
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """Not counted: Trainer walks over every module of the model for it, at each micro-batch."""
+        return 0
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        output, step = self.runtime.output, int(self.state.global_step)
+        with output.atomic_folder(f"checkpoint-{step}") as folder, cache_setting(self.model, self._use_cache):
+            self.runtime.save_model(folder)
+            progress = {"step": step, "schedule": self._fingerprint, "totals": self.watch.state()}
+            save_state(folder, optimizer=self.optimizer, scheduler=self.lr_scheduler, rng=capture_rng(), progress=progress)
+            self.state.save_to_json(str(folder / CHECKPOINT_STATE))
+        output.prune(self.runtime.config.train.keep_checkpoints)
+        self.runtime.emit("checkpoint", step=step, folder=str(output.path / f"checkpoint-{step}"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        progress = read_packed(folder, "progress")
+        if progress["schedule"] != self._fingerprint:
+            raise OutputError(
+                "this checkpoint belongs to other data or other batches, so the run cannot go on where it stopped",
+                where=str(folder),
+                fix="resume with the data, seed and `train` options of the first run (its config.yaml), or start anew with "
+                "--overwrite",
+            )
+        adapter: Adapter[Any] = self.runtime.method(self.runtime.plan.step("adapter"))[0]  # type: ignore[assignment]
+        loaded = load_trained(self.model, folder, adapter, trainable=True)
+        self.model = self.model_wrapped = self.runtime.model = loaded
+        self.watch.restore(progress["totals"])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_state(Path(checkpoint), optimizer=self.optimizer, scheduler=self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            restore_rng(read_packed(Path(checkpoint), "rng"))
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return schedule_fingerprint(self.schedule, getattr(self.train_dataset, "lengths", ()))
+
+
+class RunTrainer(RunTrainerMixin, Trainer):
+    """Trains a causal language model on {"input_ids", "attention_mask", "labels"} batches of (B, T), token-weighted.
+
+        RunTrainer(runtime=runtime, schedule=schedule, data_collator=collate).fit()
+
+    Data and arguments come from the runtime; `eval_schedule` has the micro-batches of the held-out rows, each once.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        schedule: BatchSchedule,
+        data_collator: Any,
+        eval_schedule: BatchSchedule | None = None,
+        args: TrainingArguments | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert runtime.data is not None
+        self.eval_schedule = eval_schedule
+        super().__init__(
+            model=runtime.model,
+            args=args or training_arguments(runtime, steps=schedule.steps),
+            train_dataset=runtime.data.train,
+            eval_dataset=runtime.data.eval if eval_schedule is not None else None,
+            data_collator=data_collator,
+            runtime=runtime,
+            schedule=schedule,
+            **kwargs,
+        )
+        self._model_divides = self.model_accepts_loss_kwargs
+        # `compute_loss` below has done the division. 5.23 is told by the second line, older releases by the first.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step, and how many supervised tokens they hold together.
+
+        Raises DataError when there are none.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        items = sum(int(supervised_tokens(batch["labels"])) for batch in batches)
+        if batches and not items:
+            raise DataError(
+                f"no token of optimizer step {self.state.global_step + 1} is supervised",
+                where="data",
+                fix="look at the rows with `luthier data inspect`; set `data.train_on: all` to learn every token",
+            )
+        return batches, torch.tensor(items, device=device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Sum of this micro-batch's token losses over `num_items_in_batch`; its mean when that is None."""
+        if num_items_in_batch is None:
+            outputs = model(**inputs)
+            loss = outputs.loss
+        elif self._model_divides:
+            outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+            loss = outputs.loss
+        else:
+            outputs = model(**inputs)
+            loss = outputs.loss * (supervised_tokens(inputs["labels"]) / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out loss: mean over all supervised tokens, each counted once. Leaves model mode and generators alone."""
+        assert self.eval_schedule is not None
+        model, was_training = self.model, self.model.training
+        loader = DataLoader(
+            self.eval_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.eval_schedule,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),
+        )
+        total, tokens = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
+        model.eval()
+        try:
+            with cache_setting(model, False), self.accelerator.autocast():
+                for batch in loader:
+                    tokens += int(supervised_tokens(batch["labels"]))
+                    inputs = self._prepare_inputs(batch)
+                    total += self.compute_loss(model, inputs, num_items_in_batch=torch.ones((), device=self.args.device))
+        finally:
+            model.train(was_training)
+        metrics = {"eval_loss": total.item() / max(tokens, 1), "eval_tokens": tokens}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
