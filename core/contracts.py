@@ -176,8 +176,8 @@ class ModelPatch(Method[C]):
     """Changes the model's code or weights. `apply(model, profile, config)` returns a callable that undoes it.
 
     phase "load": before the model is loaded (model is None); "loaded": right after; "attached": after the adapter. An
-    `isolate` patch must be imported before transformers, so its run goes to a clean worker process. A patch that
-    finds nothing to change raises `NothingPatched`.
+    `isolate` patch must be imported before transformers, so its run goes to a clean worker process, where `prepare()` is
+    the first thing called. A patch that finds nothing to change raises `NothingPatched`.
     """
 
     slot: ClassVar[str] = "patches"
@@ -185,6 +185,7 @@ class ModelPatch(Method[C]):
     apply: Callable[[nn.Module | None, ArchitectureProfile, C], Undo]
     phase: Phase = "loaded"
     isolate: bool = False
+    prepare: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,27 @@
-"""Luthier."""
+"""Luthier: fine-tuning of language models out of composable methods, planned before it runs.
+
+    import luthier
+
+    config = luthier.load_config("config.yaml", ["adapter.rank=8"])
+    plan = luthier.plan(config)      # raises PlanRefused with every reason, or says what will happen and why
+    results = luthier.train(plan)    # the content of all_results.json
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_config", "plan", "train"]
+
+if TYPE_CHECKING:
+    from luthier.api import load_config, plan, train
+
+
+def __getattr__(name: str) -> Any:
+    """`luthier.plan` and the rest are imported when they are first used, so that `luthier --help` stays quick."""
+    if name in ("load_config", "plan", "train"):
+        from luthier import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'luthier' has no attribute {name!r}")

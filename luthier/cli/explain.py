@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from luthier.cli.text import output_console, print_json
 from luthier.core.catalog import BrokenPlugin, Catalog, Offer
 from luthier.core.config.reference import FieldDoc, describe, sample, sample_value, walk, yaml_text
 from luthier.core.config.schema import SLOT_KEYS, RunConfig
@@ -21,9 +20,6 @@ from luthier.core.errors import ConfigError
 from luthier.core.extensions import DataFormat, Preset
 from luthier.core.profile import ROLE_GROUPS, ROLES
 from luthier.core.traits import CLAIMS, TRAITS
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +46,9 @@ def run(topic: str, *, as_json: bool, catalog: Catalog | None = None) -> int:
         catalog = discover()
     entries = explain(topic, catalog)
     if as_json:
-        report = {"topic": topic, "entries": [entry.to_plain() for entry in entries]}
-        json.dump(report, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
+        print_json({"topic": topic, "entries": [entry.to_plain() for entry in entries]})
         return 0
-    from rich.console import Console
-
-    console = Console()
+    console = output_console()
     for entry in entries:
         _print(entry, console)
     return 0
@@ -290,8 +282,7 @@ def _yaml(data: Any) -> str:
     return text if max(map(len, text.splitlines())) <= 72 else dump(False)
 
 
-def _print(entry: Entry, console: Console) -> None:
-    from rich.padding import Padding
+def _print(entry: Entry, console: Any) -> None:
     from rich.text import Text
 
     console.print(Text.assemble((entry.name, "bold"), (f"  ({entry.kind})", "dim")))
@@ -299,15 +290,27 @@ def _print(entry: Entry, console: Console) -> None:
         console.print(Text(entry.summary))
     width = max(map(len, entry.facts), default=0)
     for label, text in entry.facts.items():
-        console.print(Padding(Text.assemble((f"{label:<{width}}  ", "dim"), text), (0, 0, 0, 2), expand=False))
+        _indented(console, f"{label:<{width}}  {text}", 2, width + 4)
     for option in entry.fields:
         details = ", ".join(f"{label} {text}" for label, text in _facts_of(option).items() if label != "type")
-        console.print(
-            Padding(Text.assemble("\n", (option.name, "bold"), f": {option.type}; {details}"), (0, 0, 0, 2), expand=False)
-        )
+        console.print()
+        console.print(Text.assemble("  ", (option.name, "bold"), f": {option.type}"))
+        _indented(console, f"{details}.", 6, 6)
         if option.doc:
-            console.print(Padding(Text(option.doc), (0, 0, 0, 6), expand=False))
+            _indented(console, option.doc, 6, 6)
     if entry.example:
-        console.print(Padding(Text("\nexample", style="dim"), (0, 0, 0, 2), expand=False))
-        console.print(Padding(Text(entry.example), (0, 0, 0, 4), expand=False))
+        console.print(Text("\n  example", style="dim"))
+        for line in entry.example.splitlines():
+            console.print(Text(f"    {line}"), soft_wrap=True)
     console.print()
+
+
+def _indented(console: Any, text: str, first: int, rest: int) -> None:
+    """Text wrapped to the console, every line indented; no spaces at the ends, so that it can be copied."""
+    import textwrap
+
+    lines = textwrap.wrap(
+        text, console.width, initial_indent=" " * first, subsequent_indent=" " * rest, break_on_hyphens=False
+    )
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

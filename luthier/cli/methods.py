@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import importlib.metadata
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
+from luthier.cli.text import output_console, print_json
 from luthier.core.catalog import BrokenPlugin, Catalog, Offer, Provider
 from luthier.core.contracts import SLOTS, AnyMethod
 from luthier.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-TITLES: Mapping[str, str] = {
+TITLES: Final[Mapping[str, str]] = {
     "patches": "patches: how the model's own code and weights are changed (any number)",
     "adapter": "adapter: which parameters train",
     "optimizer": "optimizer: how they move",
@@ -38,12 +37,9 @@ def run(*, as_json: bool, slot: str | None = None, catalog: Catalog | None = Non
         catalog = discover()
     report = describe_catalog(catalog, slot)
     if as_json:
-        json.dump(report, sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
-        return 0
-    from rich.console import Console
-
-    _print(report, Console(), slot)
+        print_json(report)
+    else:
+        _print(report, output_console(), slot)
     return 0
 
 
@@ -76,7 +72,7 @@ def describe_catalog(catalog: Catalog, slot: str | None = None) -> dict[str, Any
 
 def describe_method(slot: str, offer: Offer[AnyMethod]) -> dict[str, Any]:
     """One method as JSON-shaped data; `missing` from package metadata alone, so nothing is imported."""
-    import dataclasses
+    from luthier.core.requirements import install_command
 
     method = offer.value
     missing = missing_here(method.packages)
@@ -84,7 +80,7 @@ def describe_method(slot: str, offer: Offer[AnyMethod]) -> dict[str, Any]:
         "slot": slot,
         "available": not missing,
         "missing": missing,
-        "install": install_command(missing),
+        "install": install_command(missing) or None,
         "packages": list(method.packages),
         "provides": sorted(method.provides),
         "requires": [sorted(requirement.traits) for requirement in method.requires],
@@ -99,24 +95,20 @@ def describe_method(slot: str, offer: Offer[AnyMethod]) -> dict[str, Any]:
 
 def missing_here(packages: Iterable[str]) -> list[str]:
     """The requirements among `packages` that this Python installation does not meet."""
+    requirements = tuple(packages)
+    if not requirements:
+        return []
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     from luthier.core.requirements import missing_packages
 
-    requirements = tuple(packages)
     versions: dict[str, str] = {}
     for name in {Requirement(text).name for text in requirements}:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return list(missing_packages(requirements, versions))
-
-
-def install_command(missing: Iterable[str]) -> str | None:
-    """The command that installs what is missing, or None when nothing is."""
-    words = " ".join(f'"{requirement}"' for requirement in missing)
-    return f"pip install {words}" if words else None
+        # What is not installed is what `missing_packages` tells of.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[canonicalize_name(name)] = importlib.metadata.version(name)
+    return missing_packages(requirements, versions)
 
 
 def _describe(offer: Offer[Any]) -> dict[str, Any]:
@@ -133,7 +125,7 @@ def _plain(config: Mapping[str, Any]) -> Any:
     return thaw(config)
 
 
-def _print(report: dict[str, Any], console: Console, slot: str | None) -> None:
+def _print(report: dict[str, Any], console: Any, slot: str | None) -> None:
     for where in SLOTS if slot is None else (slot,):
         methods = [method for method in report["methods"] if method["slot"] == where]
         rows = [
@@ -142,17 +134,26 @@ def _print(report: dict[str, Any], console: Console, slot: str | None) -> None:
                 method["summary"],
                 _who(method["provider"]),
                 "yes" if method["available"] else f"no: {method['install']}",
-                ", ".join(method["provides"]),
+                _traits(method),
             )
             for method in methods
         ]
-        _table(console, TITLES[where], ("name", "summary", "from", "available", "provides"), rows)
+        _table(console, TITLES[where], ("name", "summary", "from", "available", "traits"), rows)
     _rest(report, console)
     if report["disabled"]:
         console.print(f"switched off by LUTHIER_DISABLE_PLUGINS: {', '.join(report['disabled'])}", highlight=False)
 
 
-def _rest(report: dict[str, Any], console: Console) -> None:
+def _traits(method: dict[str, Any]) -> str:
+    lines = [
+        *method["provides"],
+        *(f"needs {' or '.join(requirement)}" for requirement in method["requires"]),
+        *(f"not with {trait}" for trait in method["conflicts"]),
+    ]
+    return "\n".join(lines)
+
+
+def _rest(report: dict[str, Any], console: Any) -> None:
     presets = [
         (item["name"], item["summary"], _who(item["provider"]), item["slot"], json.dumps(item["config"]))
         for item in report["presets"]
@@ -176,7 +177,7 @@ def _rest(report: dict[str, Any], console: Console) -> None:
     _table(console, "broken plugins: everything else works without them", ("plugin", "error", "from", "names lost"), broken)
 
 
-def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(console: Any, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """One table; nothing where there are no rows. Cells are text: an error message may hold rich's brackets."""
     if not rows:
         return

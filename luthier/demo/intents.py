@@ -252,12 +252,12 @@ INTENTS: Final[tuple[Intent, ...]] = (
         held_out=(
             "put the thermostat at {degrees} degrees",
             "bring the temperature in {room} to {degrees} degrees",
-            "please heat the place to {degrees} degrees",
+            "please heat the house to {degrees} degrees",
             "adjust the heating in {room} to {degrees} degrees",
         ),
     ),
     Intent(
-        "create_event",
+        "add_event",
         ("title", "day", "time"),
         train=(
             "add {title} to my calendar {day} at {time}",
@@ -279,7 +279,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         ),
     ),
     Intent(
-        "take_note",
+        "add_note",
         ("thought",),
         train=(
             "take a note: {thought}",

@@ -62,18 +62,15 @@ def _numbers(low: int, high: int, step: int = 1) -> Pool:
 
 
 def _clock() -> Pool:
-    """Times of day: "7:20 am", "9 pm", "18:45"; every fourth is kept for the held-out rows. The command has HH:MM."""
-    times: list[tuple[Spoken, Value]] = []
-    for hour in range(6, 23):
-        half, clock_hour = ("am" if hour < 12 else "pm"), (hour - 1) % 12 + 1
-        times.append((f"{clock_hour} {half}", f"{hour:02d}:00"))
-        for minute in (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55):
-            said = f"{clock_hour}:{minute:02d} {half}" if minute % 10 else f"{hour}:{minute:02d}"
-            times.append((said, f"{hour:02d}:{minute:02d}"))
-    whole = [pair for pair in times if ":" not in pair[0]]
-    others = [pair for pair in times if ":" in pair[0]]
-    held_out = tuple(pair for index, pair in enumerate(others) if index % 4 == 1)
-    return Pool(tuple(whole) + tuple(pair for pair in others if pair not in held_out), held_out)
+    """Times of day: "6:20", "18:45", "9 pm"; the command has HH:MM. Full hours are shared, a fourth of the others kept."""
+    full = tuple((f"{(hour - 1) % 12 + 1} {'am' if hour < 12 else 'pm'}", f"{hour:02d}:00") for hour in range(6, 23))
+    others = tuple(
+        (f"{hour}:{minute:02d}", f"{hour:02d}:{minute:02d}") for hour in range(6, 23) for minute in range(5, 60, 5)
+    )
+    return Pool(
+        full + tuple(pair for index, pair in enumerate(others) if index % 4 != 1),
+        full + tuple(pair for index, pair in enumerate(others) if index % 4 == 1),
+    )
 
 
 POOLS: Final[dict[str, Pool]] = {

@@ -36,20 +36,16 @@ class Weight:
     role: str = ""
     why: str = ""
 
-    @property
-    def name(self) -> str:
-        """The last part of the path, lower case; what says nothing (`.dense`, `.linear`) gives way to its parent in `parts`."""
-        return self.path.rsplit(".", 1)[-1].lower()
+    def local_name(self, block: str = "") -> str:
+        """The last part of the path within its block, lower case; a part that says nothing gives way to its parent.
 
-    def names(self, block: str) -> tuple[str, ...]:
-        """Names to look up, best first: the last part of the path, or its parent where that says nothing."""
+        `attention.output.dense` is "output" in the block `attention`; `attention.dense` stays "dense" there.
+        """
         parts = self.path.lower().split(".")
-        inner = len(parts) - len(block.split(".")) if block else len(parts)
-        while len(parts) > 1 and inner > 1 and parts[-1] in WRAPPERS:
-            if parts[-1] == "dense" and parts[-2] == "dense":
-                break
+        inner = len(parts) - (len(block.split(".")) if block else 0)
+        while inner > 1 and parts[-1] in WRAPPERS and parts[-1] != parts[-2]:
             parts, inner = parts[:-1], inner - 1
-        return (parts[-1],)
+        return parts[-1]
 
     @property
     def is_matrix(self) -> bool:

@@ -1,0 +1,136 @@
+"""The Python API, and the one place where registry and core meet: the registry's values go into the core's `resolve()`."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.core.catalog import Catalog
+from luthier.core.config import RunConfig, SourceConfig
+from luthier.core.config import load_config as read_config
+from luthier.core.environment import Environment
+from luthier.core.errors import DataError, PlanRefused, Problem
+from luthier.core.extensions import RunEvent
+from luthier.core.plan import Plan, SourceSummary
+
+Observer = Callable[[RunEvent], None]
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file or a mapping, with `key=value` overrides on top; data paths become absolute.
+
+    A relative data path is looked for in the current folder first, then beside the configuration file. Raises ConfigError
+    or PlanRefused with every problem.
+    """
+    config = read_config(source, overrides)
+    base = None if isinstance(source, Mapping) else Path(source).resolve().parent
+
+    data = dataclasses.replace(config.data, train=_placed(config.data.train, base))
+    if isinstance(data.eval, tuple):
+        data = dataclasses.replace(data, eval=_placed(data.eval, base))
+    return dataclasses.replace(config, data=data)
+
+
+def _placed(sources: tuple[SourceConfig, ...], base: Path | None) -> tuple[SourceConfig, ...]:
+    """The sources with absolute paths; one that is not there keeps its path, for the survey to complain about."""
+    from luthier.core.data.sources import locate
+
+    placed = []
+    for source in sources:
+        try:
+            placed.append(dataclasses.replace(source, path=str(locate(source.path, base).resolve())))
+        except DataError:
+            placed.append(source)
+    return tuple(placed)
+
+
+def plan(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    *,
+    catalog: Catalog | None = None,
+    environment: Environment | None = None,
+) -> Plan:
+    """What a run would do and why, decided from the model's configuration, this machine and the installed plugins.
+
+    Loads no weights. Raises PlanRefused with every problem, ModelError or DataError where the model or the data cannot be read.
+    """
+    from luthier.core.resolve import resolve
+    from luthier.registry.catalog import discover
+    from luthier.registry.detect import detect
+    from luthier.registry.environment import read_environment
+    from luthier.registry.models import resolve_model
+
+    if not isinstance(config, RunConfig):
+        config = load_config(config)
+    catalog = catalog or discover()
+    asked = config.model
+    reference = resolve_model(asked.name, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
+    profile = detect(
+        reference.path,
+        families=[offer.value for offer in catalog.architectures],
+        trust_remote_code=reference.trust_remote_code,
+        gguf_file=reference.gguf_file,
+        revision=reference.revision,
+    )
+    environment = environment or read_environment()
+    sources, trouble = _survey(config, catalog)
+    values = {"model": reference, "profile": profile, "environment": environment, "catalog": catalog, "data": sources}
+    try:
+        made = resolve(config, **values)  # type: ignore[arg-type]
+    except PlanRefused as refused:
+        if trouble is None:
+            raise
+        # Data that cannot be read is one more problem beside those of the configuration.
+        problem = Problem(reason=trouble.message, where=trouble.where, fix=trouble.fix)
+        raise PlanRefused([*refused.problems, problem], refused.draft) from None
+    if trouble is not None:
+        raise trouble
+    return made
+
+
+def _survey(config: RunConfig, catalog: Catalog) -> tuple[tuple[SourceSummary, ...], DataError | None]:
+    from luthier.core.data import survey
+
+    try:
+        return survey(config.data, catalog.formats), None
+    except DataError as error:
+        return (), error
+
+
+def train(
+    what: Plan | RunConfig | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    observers: Sequence[Observer] = (),
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Plan, where `what` is no plan yet, and run it; returns the content of all_results.json.
+
+    A plan with an isolating patch runs in a clean worker process, any other in this one. `observers` hear every RunEvent.
+    `resume` continues the newest checkpoint in the output folder, `overwrite` replaces an earlier run there.
+    """
+    from luthier.core.engine import execute
+    from luthier.registry.catalog import discover
+    from luthier.registry.environment import read_environment
+    from luthier.worker import run_in_worker
+
+    catalog = discover()
+    environment = read_environment()
+    made = what if isinstance(what, Plan) else plan(what, catalog=catalog, environment=environment)
+    if made.isolate:
+        return run_in_worker(made, observers=tuple(observers), resume=resume, overwrite=overwrite, stop=stop)
+    return execute(
+        made,
+        catalog,
+        environment=environment,
+        observers=tuple(observers),
+        resume=resume,
+        overwrite=overwrite,
+        stop=stop,
+    )
+
+

@@ -1,0 +1,123 @@
+"""The verbs and their options. A verb's work is in the module of its name, imported when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+VERBS: Final = ("demo", "plan", "train", "methods", "explain", "profile", "doctor")
+
+Config = Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys set on top of it: adapter.rank=8", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
+
+
+HELP: Final = "Fine-tunes language models out of composable methods, planned before it runs."
+
+
+def build_app(plugin_verbs: Mapping[str, Any]) -> typer.Typer:
+    """The command line with the built-in verbs and, for the help page, those of plugins."""
+    app = typer.Typer(
+        name="luthier",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog="Any verb takes --debug, which shows tracebacks. Exit codes: 0 done, 2 refused, 3 environment, 4 data, 5 over the "
+        "memory budget, 6 out of memory, 130 interrupted.",
+    )
+    app.callback(help=HELP)(root)
+    for verb in (demo, plan, train, methods, explain, profile, doctor):
+        app.command()(verb)
+    for name, offer in sorted(plugin_verbs.items()):
+        app.command(name, help=f"{offer.value.summary} (from {offer.provider})")(lambda: None)
+    return app
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        import luthier
+
+        typer.echo(f"luthier {luthier.__version__}")
+        raise typer.Exit
+
+
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True)] = False,
+) -> None:
+    """The options before the verb."""
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    as_json: Json = False,
+) -> int:
+    """Fine-tune SmolLM2-135M to turn requests into JSON commands, and show what changed."""
+    from luthier.cli import demo as verb
+
+    return verb.run(output=output, as_json=as_json)
+
+
+def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> int:
+    """Say what a run would do and why, or every reason why it cannot; loads no weights."""
+    from luthier.cli import plan as verb
+
+    return verb.run(config, overrides or [], as_json=as_json)
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the output folder.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Plan and run. Ctrl-C saves a checkpoint; a second Ctrl-C stops at once."""
+    from luthier.cli import train as verb
+
+    return verb.run(config, overrides or [], resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def methods(
+    slot: Annotated[str | None, typer.Option(help="Only this slot: patches, adapter, optimizer, attention, stage.")] = None,
+    as_json: Json = False,
+) -> int:
+    """List what is installed: methods by slot, data formats, presets, and plugins that are broken."""
+    from luthier.cli import methods as verb
+
+    return verb.run(as_json=as_json, slot=slot)
+
+
+def explain(
+    topic: Annotated[str, typer.Argument(help="A configuration key, a method, METHOD.OPTION, or a trait.", show_default=False)],
+    as_json: Json = False,
+) -> int:
+    """Print the documented fields, defaults, traits and an example of a key or a method."""
+    from luthier.cli import explain as verb
+
+    return verb.run(topic, as_json=as_json)
+
+
+def profile(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or alias.", show_default=False)],
+    trust_remote_code: RemoteCode = False,
+    as_json: Json = False,
+) -> int:
+    """Show a model's architecture by role, read from its configuration alone."""
+    from luthier.cli import profile as verb
+
+    return verb.run(model, as_json=as_json, trust_remote_code=trust_remote_code)
+
+
+def doctor(as_json: Json = False) -> int:
+    """Report the machine, the dtype probe, versions, and what each plugin lacks."""
+    from luthier.cli import doctor as verb
+
+    return verb.run(as_json=as_json)

@@ -1,0 +1,70 @@
+"""A run as it goes on: a live bar on a terminal, one quiet line a step anywhere else."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from luthier.cli.text import duration, size
+from luthier.core.extensions import RunEvent
+
+
+class Progress:
+    """An observer of RunEvents that writes to a rich console."""
+
+    def __init__(self, console: Any) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, event: RunEvent) -> None:
+        values = event.values
+        if event.kind == "step":
+            self._step(values)
+        elif event.kind == "evaluate":
+            self._say(f"held-out loss {values['loss']:.4f} at step {values['step']}")
+        elif event.kind == "checkpoint":
+            self._say(f"checkpoint {values['folder']}")
+        elif event.kind == "warning":
+            self._say(f"[yellow]warning[/]  {_plain(event.message)}")
+        elif event.kind in ("phase", "notice") and event.message:
+            self._say(_plain(event.message))
+        elif event.kind in ("finish", "error"):
+            self._close()
+
+    def _step(self, values: Any) -> None:
+        text = (
+            f"loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tok/s  {size(values['memory'])}  "
+            f"{duration(values['remaining'])} left"
+        )
+        if not self._live:
+            self._console.print(f"step {values['step']}/{values['steps']}  {text}  lr {values['lr']:.2e}")
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as RichProgress
+
+            self._bar = RichProgress(BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task(text, total=values["steps"])
+        self._bar.update(self._task, completed=values["step"], description=text)
+
+    def _say(self, text: str) -> None:
+        (self._bar.console if self._bar is not None else self._console).print(text)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
