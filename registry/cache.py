@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import platformdirs
+from luthier.core.atomic import sync_tree
 
 CACHE_VARIABLE: Final = "LUTHIER_CACHE"
 
@@ -18,7 +17,11 @@ CACHE_VARIABLE: Final = "LUTHIER_CACHE"
 def cache_folder() -> Path:
     """`LUTHIER_CACHE` where it is set, else the system's cache folder for this user. It may not exist yet."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("luthier"))
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("luthier"))
 
 
 @contextmanager
@@ -32,22 +35,12 @@ def workshop(folder: Path) -> Iterator[Path]:
         yield Path(made)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` in one step: a reader sees the old content or the new one. Raises OSError."""
-    with workshop(path.parent) as made:
-        draft = made / path.name
-        draft.write_text(json.dumps(value, indent=2), encoding="utf-8")
-        draft.replace(path)
-
-
 def publish_folder(made: Path, place: Path) -> None:
     """Rename the finished folder `made` to `place`. Where another process was first its folder stays: both are the same.
 
     Raises OSError for anything else that is in the way.
     """
-    for file in made.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    sync_tree(made)
     try:
         made.rename(place)
     except OSError:

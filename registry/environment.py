@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import psutil
 from packaging.utils import canonicalize_name
 
 from luthier.core.environment import DeviceKind, Environment, MatmulRate
@@ -70,6 +69,8 @@ def usable_cores() -> int:
 
 def usable_memory() -> int:
     """Bytes of memory of the machine, or of the container where that has less."""
+    import psutil
+
     return min([psutil.virtual_memory().total, *_memory_limits()])
 
 

@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from luthier.core.atomic import write_text
 from luthier.core.environment import MatmulRate
-from luthier.registry.cache import cache_folder, write_json
+from luthier.registry.cache import cache_folder
 
 PROBE_VERSION: Final = 1
 SIZE: Final = 1024
@@ -50,7 +51,8 @@ def matmul_rates(device: str, name: str, cores: int) -> dict[str, MatmulRate]:
     plain = {dtype: {"gflops": rate.gflops, "error": rate.error} for dtype, rate in measured.items()}
     # Without a cache it is measured again in each run, at half a second: no reason to stop, and `luthier doctor` shows it.
     with contextlib.suppress(OSError):
-        write_json(path, {"key": key, "rates": plain})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps({"key": key, "rates": plain}, indent=2))
     return measured
 
 

@@ -70,12 +70,8 @@ def _attempt(problems: list[dict[str, str]], read: Callable[[], T], otherwise: T
     try:
         return read()
     except (ImportError, OSError, RuntimeError, PluginError) as error:
-        problems.append(
-            {
-                "problem": f"{type(error).__name__}: {error}",
-                "fix": f"{sys.executable} -m pip install --force-reinstall luthier",
-            }
-        )
+        fix = "install the package that this names again, for this Python and this device"
+        problems.append({"problem": f"{type(error).__name__}: {error}", "fix": fix})
         return otherwise
 
 

@@ -48,7 +48,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
             "time {duration} {unit} for me",
         ),
         held_out=(
-            "ping me after {duration} {unit}",
+            "please set the timer to {duration} {unit}",
             "could you run a timer of {duration} {unit}?",
             "put {duration} {unit} on the clock",
             "start counting down from {duration} {unit}",
@@ -252,7 +252,7 @@ INTENTS: Final[tuple[Intent, ...]] = (
         held_out=(
             "put the thermostat at {degrees} degrees",
             "bring the temperature in {room} to {degrees} degrees",
-            "please heat the house to {degrees} degrees",
+            "please heat it up to {degrees} degrees",
             "adjust the heating in {room} to {degrees} degrees",
         ),
     ),
@@ -338,10 +338,10 @@ INTENTS: Final[tuple[Intent, ...]] = (
             "in {language}, how would I say {phrase}?",
         ),
         held_out=(
-            "give me the {language} translation of {phrase}",
+            "translate this to {language} for me: {phrase}",
             "how can I say {phrase} in {language}?",
             "tell me {phrase} in {language}",
-            "please translate this into {language}: {phrase}",
+            "what would {phrase} be in {language}?",
         ),
     ),
     Intent(

@@ -62,13 +62,16 @@ def _numbers(low: int, high: int, step: int = 1) -> Pool:
 
 
 def _clock() -> Pool:
-    """Times of day: "6:20", "18:45", "9 pm"; the command has HH:MM. Full hours are shared, a fourth of the others kept."""
+    """Times of day: "6:20", "18:45", "9 pm"; the command has HH:MM. Full hours are shared, a fourth of the others kept.
+
+    Full hours stand four times among training's: 9 pm has to be known by heart, 6:20 only copied.
+    """
     full = tuple((f"{(hour - 1) % 12 + 1} {'am' if hour < 12 else 'pm'}", f"{hour:02d}:00") for hour in range(6, 23))
     others = tuple(
         (f"{hour}:{minute:02d}", f"{hour:02d}:{minute:02d}") for hour in range(6, 23) for minute in range(5, 60, 5)
     )
     return Pool(
-        full + tuple(pair for index, pair in enumerate(others) if index % 4 != 1),
+        4 * full + tuple(pair for index, pair in enumerate(others) if index % 4 != 1),
         full + tuple(pair for index, pair in enumerate(others) if index % 4 == 1),
     )
 
@@ -121,7 +124,8 @@ POOLS: Final[dict[str, Pool]] = {
     "person": _open(
         """Maria, Tom, Aisha, Jonas, Priya, Ben, Chloe, Marcus, Yuki, Elena, Omar, Sofia, Liam, Grace, Pedro, Hannah,
         Ivan, Ruth, Noah, Emma, Lucas, Nina, David, Olga, my sister, my boss, grandpa, the dentist, the landlord,
-        mom""",
+        mom, Hugo, Carla, Anton, Freya, Rashid, Mei, Gavin, Ursula, Diego, Ingrid, Kofi, Wendy, Stefan, Zoe, my
+        aunt, my neighbor, dad, the office""",
         "Amara, Felix, Leila, Oscar, Tessa, Victor, Greta, Samir, my brother, my teacher, grandma, the plumber",
     ),
     "task": _open(
@@ -161,28 +165,33 @@ POOLS: Final[dict[str, Pool]] = {
     ),
     "place": _open(
         """Berlin, Lisbon, Chicago, Oslo, Madrid, Tokyo, Boston, Naples, Dublin, Nairobi, Seattle, Prague, Mumbai,
-        Denver, Athens, Toronto, Sydney, Cairo, Vienna, Lima, Austin, Geneva, Seoul, Glasgow""",
+        Denver, Athens, Toronto, Sydney, Cairo, Vienna, Lima, Austin, Geneva, Seoul, Glasgow, Krakow, Ottawa,
+        Bristol, Valencia, Jakarta, Phoenix, Bergen, Havana, Munich, Nagoya, Salzburg, Tampa, Quito, Leeds,
+        Marseille, Perth, Bangkok, Cologne, Memphis, Split, Accra, Antwerp""",
         "Hamburg, Porto, Dallas, Helsinki, Kyoto, Bogota, Zurich, Quebec, Tunis, Cardiff",
     ),
     "destination": _open(
         """the airport, the central station, the city museum, the nearest pharmacy, the old harbor, the football
         stadium, the public library, the town hall, the botanical garden, the farmers market, the main hospital, the
         north beach, the post office, the swimming pool, the language school, the hardware store, the castle, the
-        opera house""",
+        opera house, the bus station, the city park, the concert hall, the nearest bakery, the fish market, the
+        tennis courts, the zoo, the community center, the car wash, the south gate""",
         """the train depot, the art gallery, the closest gas station, the ice rink, the ferry terminal, the science
         center, the vet clinic, the flower shop, the lookout tower""",
     ),
     "artist": _open(
         """Miles Davis, Nina Simone, Johnny Cash, Adele, Radiohead, Daft Punk, Bob Marley, Queen, Mozart, Pink Floyd,
         Aretha Franklin, David Bowie, Fleetwood Mac, Bach, Norah Jones, Stevie Wonder, Coldplay, Abba, Billie
-        Holiday, Prince""",
+        Holiday, Prince, Ray Charles, The Doors, Beethoven, Shakira, Metallica, Ella Fitzgerald, Santana, Handel,
+        Madonna, The Clash, Brahms, Kate Bush, Elton John, Dolly Parton""",
         """Leonard Cohen, The Beatles, Chopin, Tina Turner, Louis Armstrong, Depeche Mode, Joni Mitchell, Blondie,
         Vivaldi""",
     ),
     "title": _open(
         """team lunch, budget review, piano lesson, yoga class, parents evening, book club, haircut, project kickoff,
         job interview, movie night, dance practice, garden party, eye exam, choir rehearsal, chess club, board
-        meeting, car inspection, picnic""",
+        meeting, car inspection, picnic, guitar lesson, tax appointment, staff meeting, birthday dinner, physics
+        exam, poker night, school play, dog training, lunch with Sam, design workshop""",
         """swim training, wine tasting, pottery class, sales call, house viewing, blood test, quiz night, band
         practice, brunch""",
     ),
@@ -190,7 +199,8 @@ POOLS: Final[dict[str, Pool]] = {
         """good morning, where is the exit, I would like a coffee, how much is this, see you tomorrow, I am allergic to
         nuts, the bill please, I lost my wallet, what time is it, nice to meet you, is this seat free, we need a
         doctor, I do not understand, two tickets please, the room is cold, my name is Sam, where can I park, have a
-        good trip""",
+        good trip, do you speak English, turn left here, the food is great, I need a ticket, good night, how are
+        you, I am hungry""",
         """I need a towel, when does it open, the soup is cold, can you help me, I would like to pay, is it far from
         here, we are lost, a table for four, thank you very much""",
     ),
