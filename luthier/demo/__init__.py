@@ -1,1 +1,1 @@
-"""."""
+"""The demo: its task (requests in plain English to JSON commands), its configuration, and its score."""

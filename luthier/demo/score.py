@@ -1,4 +1,4 @@
-"""How often a model answers a request with exactly the command that was wanted: batched greedy generation, then comparison."""
+"""How often a model answers a request with exactly the command that was wanted: greedy generation, then comparison."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def is_exact(given: str, wanted: str) -> bool:
     """Whether the whole answer is one JSON value equal to the wanted one; spaces and the order of keys do not count."""
     try:
         return canonical_json(json.loads(given)) == canonical_json(json.loads(wanted))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -93,11 +93,12 @@ def _answer_batch(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_
 
     width = max(map(len, prompts))
     device = next(model.parameters()).device
-    ids_BT = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in prompts], device=device)
-    mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    padding = [width - len(prompt) for prompt in prompts]
+    ids = [[tokenizer.pad_token_id] * pads + prompt for pads, prompt in zip(padding, prompts, strict=True)]
+    mask = [[0] * pads + [1] * (width - pads) for pads in padding]
     made = model.generate(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
+        input_ids=torch.tensor(ids, device=device),
+        attention_mask=torch.tensor(mask, device=device),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=True,

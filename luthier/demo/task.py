@@ -75,8 +75,8 @@ def examples(part: Part, count: int, seed: int = SEED) -> list[Example]:
 def _unseen(intent: Intent, template: str, part: Part, generator: random.Random, seen: set[str]) -> Example:
     for _ in range(1000):
         example = _fill(intent, template, part, generator)
-        if example.request not in seen:
-            seen.add(example.request)
+        if example.request.lower() not in seen:
+            seen.add(example.request.lower())
             return example
     raise ValueError(f"the phrasing {template!r} of {intent.name} has no values left to make another request of")
 
