@@ -115,7 +115,9 @@ class Catalog:
 
     def unknown(self, slot: str, name: str) -> str:
         """The message for a name that nobody offers in this slot, with the nearest names that exist."""
-        elsewhere = [other for other, _ in self.find(name) if other != slot]
+        elsewhere = [
+            other for other in SLOTS if other != slot and (name in self.slot(other) or name in self.presets.get(other, {}))
+        ]
         if elsewhere:
             return f"there is no {slot} method named {name!r}; {name!r} belongs under `{elsewhere[0]}`"
         return self._unknown(f"{slot} method", name, {*self.slot(slot), *self.presets.get(slot, {})})
@@ -125,9 +127,10 @@ class Catalog:
         if name in self.disabled:
             return f"{message}: the plugin {name!r} is switched off by LUTHIER_DISABLE_PLUGINS"
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        by_lower = {known.lower(): known for known in names}
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
         if near:
-            return f"{message}; did you mean {near[0]!r}?"
+            return f"{message}; did you mean {by_lower[near[0]]!r}?"
         message = f"{message}; there are: {', '.join(names) or 'none'}"
         if self.broken:
             plugins = sorted({f"{broken.provider.plugin} ({broken.provider})" for broken in self.broken})

@@ -95,19 +95,24 @@ class Problem:
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.reason}" if self.where else self.reason
-        return f"{head}\n    fix: {self.fix}" if self.fix else head
+        return f"{head}\n  fix: {self.fix}" if self.fix else head
 
 
 class PlanRefused(LuthierError):
-    """The configuration resolves to no plan; carries every problem that was found, not only the first."""
+    """The configuration resolves to no plan; carries every problem that was found, not only the first.
 
-    def __init__(self, problems: Sequence[Problem], draft: object = None) -> None:
+    `subject` says what was refused: "plan", or "configuration" where it could not even be read.
+    """
+
+    def __init__(self, problems: Sequence[Problem], draft: object = None, *, subject: str = "plan", where: str = "") -> None:
         self.problems = tuple(problems)
         self.draft = draft
         count = len(self.problems)
-        lines = [f"the plan was refused: {count} problem{'s' if count != 1 else ''}"]
-        lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
-        super().__init__("\n".join(lines))
+        lines = [f"the {subject} was refused: {count} problem{'s' if count != 1 else ''}"]
+        for number, problem in enumerate(self.problems, 1):
+            first, *more = str(problem).splitlines()
+            lines += [f"{number:3}. {first}", *(f"   {line}" for line in more)]
+        super().__init__("\n".join(lines), where=where)
 
     @property
     def code(self) -> ExitCode:

@@ -126,7 +126,10 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Raises ValueError when the text is no plan, or one of another version."""
-        return cls.from_plain(json.loads(text))
+        try:
+            return cls.from_plain(json.loads(text))
+        except RecursionError:
+            raise ValueError("this is no plan: nested too deeply") from None
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Plan:
@@ -134,7 +137,10 @@ class Plan:
         if version != PLAN_VERSION:
             raise ValueError(f"a plan of version {version}; this Luthier reads version {PLAN_VERSION}: plan again")
         body = {key: value for key, value in plain.items() if key not in ("problems", "hash")}
-        return from_plain(cls, body)
+        try:
+            return from_plain(cls, body)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"this is no plan: {error}") from None
 
     @property
     def hash(self) -> str:
@@ -147,5 +153,3 @@ class Plan:
             "load_options": thaw(self.load_options),
         }
         return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()[:16]
-
-

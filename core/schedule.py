@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +23,8 @@ class OptimizerOptions:
     schedule: Schedule = option(
         "linear",
         "Learning rate after the warm-up: `linear` or `cosine` decay to `min_lr_ratio`, `constant`, or `wsd` (warm-up, "
-        "stable, decay: constant until the last `decay` part, then linear to `min_lr_ratio`; Hu et al. 2024, arXiv:2404.06395).",
+        "stable, decay: constant until the last `decay` part, then linear to `min_lr_ratio`; Hu et al. 2024, "
+        "arXiv:2404.06395).",
     )
     warmup: float = option(
         0.03, "Warm-up from zero: a part of all steps below 1, a number of steps from 1 on.", unit="part or steps", ge=0
@@ -37,8 +39,9 @@ class OptimizerOptions:
 def warmup_steps(options: OptimizerOptions, steps: int) -> int:
     """The warm-up in steps: rounded up, so that a warm-up that was asked for is at least one step."""
     if options.warmup >= 1:
-        return min(int(options.warmup), steps)
-    return min(-int(-options.warmup * steps // 1), steps)
+        return min(math.ceil(options.warmup), steps)
+    # 0.07 x 100 is 7.000000000000001 in binary, which nobody means as a wish for an eighth step.
+    return min(math.ceil(round(options.warmup * steps, 6)), steps)
 
 
 def learning_rate_factor(step: int, options: OptimizerOptions, steps: int) -> float:
@@ -47,8 +50,6 @@ def learning_rate_factor(step: int, options: OptimizerOptions, steps: int) -> fl
     The rate rises linearly over the warm-up, so that its first step already moves, and reaches `min_lr_ratio` at the
     end of the last step.
     """
-    import math
-
     warmup = warmup_steps(options, steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -43,7 +43,9 @@ class SourceConfig:
 
     SHORTHAND: ClassVar[str] = "path"
 
-    path: str = option(doc="A .json or .jsonl file.")
+    path: str = option(
+        doc="A .json or .jsonl file. A relative path is looked for in the current folder, then beside this file."
+    )
     format: str = option(AUTO, "A data format's name; `auto` detects it from the columns of the first rows.")
     rows: int | None = option(None, "Take only this many rows, from the start.", ge=1)
 
@@ -64,6 +66,10 @@ class DataConfig:
     train_on: Literal["completion", "all"] = option(
         "completion", "Which tokens of a conversation are learned: the assistant's turns, or every token."
     )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eval, float) and self.eval >= 1:
+            raise ValueError(f"eval: {self.eval} is no part of the rows; write 0.05 for a part, 100 for a number of rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +104,8 @@ class RunConfig:
     patches: Choice | tuple[Choice, ...] = option(Choice(), "Model patches: `auto`, or a list of names and options.")
     precision: Literal["auto", "fp32", "bf16", "mixed"] = option(
         AUTO,
-        "`fp32`, `bf16` (weights and products), or `mixed` (fp32 weights, bf16 products); `auto` asks the dtype probe of this "
-        "machine and whether the base weights train.",
+        "`fp32`, `bf16` (weights and products), or `mixed` (fp32 weights, bf16 products); `auto` asks the dtype probe of "
+        "this machine and whether the base weights train.",
     )
     train: TrainConfig = option(TrainConfig(), "How long and in which batches.")
     output: str = option("runs/latest", "Folder for everything the run leaves.")

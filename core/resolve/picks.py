@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from luthier.core.catalog import Catalog, Offer
 from luthier.core.config.schema import Choice
@@ -14,8 +14,11 @@ from luthier.core.environment import Environment
 from luthier.core.errors import PlanRefused, Problem
 from luthier.core.plan import SourceSummary
 from luthier.core.profile import ArchitectureProfile
-from luthier.core.requirements import missing_packages
+from luthier.core.requirements import install_command, missing_packages, why_missing
+from luthier.core.serial import to_plain
 from luthier.core.traits import Claim, Trait
+
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +85,29 @@ def examine(slot: str, choice: Choice, why: str, situation: Situation) -> tuple[
     return consider(slot, offer, config, why, situation)
 
 
-def consider(slot: str, offer: Offer[AnyMethod], config: Any, why: str, situation: Situation) -> tuple[Pick | None, list[Problem]]:
+def consider(
+    slot: str, offer: Offer[AnyMethod], config: Any, why: str, situation: Situation
+) -> tuple[Pick | None, list[Problem]]:
     """Ask the method itself: packages, `supports`, `declares`, and the data its stage needs."""
     method = offer.value
     title = f"{slot}: {method.name}"
     problems: list[Problem] = []
-    missing = missing_packages(method.packages, situation.environment.packages)
-    if missing:
-        words = " ".join(f'"{requirement}"' for requirement in missing)
-        problems.append(
-            Problem(
-                reason=f"{title} needs {', '.join(missing)}, which is not installed",
-                methods=(title,),
-                fix=f"pip install {words}",
-                kind="environment",
-            )
-        )
+    packages = situation.environment.packages
     try:
-        support = method.supports(situation.profile, situation.environment, config)
+        missing = missing_packages(method.packages, packages)
+        if missing:
+            lacking = ", ".join(why_missing(requirement, packages) for requirement in missing)
+            reason, fix = f"{title} needs {lacking}", install_command(missing)
+            problems.append(Problem(reason=reason, methods=(title,), fix=fix, kind="environment"))
+        support = answer("supports", method.supports(situation.profile, situation.environment, config), Support)
         declaration = method.declaration(situation.profile, config)
+        check_plain(config)
     except Exception as error:
-        reason = f"{title} failed while it was asked ({type(error).__name__}: {error}); this is a defect of {offer.provider}"
-        return None, [*problems, Problem(reason=reason, methods=(title,))]
+        return None, [*problems, defect(title, offer, "while it was asked", error)]
     if not support:
         problems.append(
             Problem(
-                reason=f"{title} says no: {support.reason}",
+                reason=f"{title} says no" + (f": {support.reason}" if support.reason else ""),
                 methods=(title,),
                 fix=support.fix,
                 kind="environment" if support.kind == "missing" else "config",
@@ -117,6 +117,33 @@ def consider(slot: str, offer: Offer[AnyMethod], config: Any, why: str, situatio
         problems += _data_problems(method, title, situation)
     pick = Pick(slot=slot, name=method.name, offer=offer, config=config, why=why, declaration=declaration, support=support)
     return pick, problems
+
+
+def answer(what: str, value: Any, kind: type[A]) -> A:
+    """What a method's callable returned; raises TypeError where it is of the wrong kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{what}` returned {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def check_plain(config: Any) -> None:
+    """Raises TypeError where a method's options, written as JSON and read back, would not be the same options.
+
+    Plans are written to files and handed to other processes; better to say so while planning than in the middle of a run.
+    """
+    written = to_plain(config)
+    try:
+        again = parse_options(type(config), written, where="")
+    except PlanRefused as refused:
+        raise TypeError(f"its options cannot be written as JSON: {refused.problems[0]}") from None
+    if again != config:
+        raise TypeError(f"its options change when they are written as JSON and read back: {config} becomes {again}")
+
+
+def defect(title: str, offer: Offer[AnyMethod], when: str, error: Exception) -> Problem:
+    """A method that failed: no fault of the configuration, but of whoever provides it."""
+    reason = f"{title} failed {when} ({type(error).__name__}: {error}); this is a defect of {offer.provider}"
+    return Problem(reason=reason, methods=(title,), kind="environment")
 
 
 def _data_problems(stage: TrainingStage[Any], title: str, situation: Situation) -> list[Problem]:

@@ -20,8 +20,13 @@ def decide_precision(asked: str, environment: Environment, facts: frozenset[Trai
     frozen = "base.frozen" in facts
     if asked != "auto":
         warnings = []
+        slower = bf16_is_slower(environment)
+        if asked != "fp32" and slower:
+            warnings.append(f"precision {asked} is slower than fp32 on this machine: {slower}")
         if asked == "bf16" and not frozen:
-            warnings.append("precision bf16 trains bfloat16 weights: updates below 1/256 of a weight are lost; `mixed` keeps them")
+            warnings.append(
+                "precision bf16 trains bfloat16 weights: updates below 1/256 of a weight are lost; `mixed` keeps them"
+            )
         return _named(asked, "asked for in the configuration"), warnings
     faster, evidence = bf16_pays(environment)
     if not faster:
@@ -37,11 +42,26 @@ def bf16_pays(environment: Environment) -> tuple[bool, str]:
     if single and half and single.gflops > 0:
         ratio = half.gflops / single.gflops
         text = f"measured matrix products: bf16 {half.gflops:.0f} GFLOP/s, fp32 {single.gflops:.0f} GFLOP/s"
+        if 1 < ratio < CLEARLY_FASTER:
+            text += f"; fp32 is more exact, and bf16 would have to be {CLEARLY_FASTER} times as fast"
         return ratio >= CLEARLY_FASTER, text
     if environment.device == "cuda" and environment.capability is not None:
         major, minor = environment.capability
-        return major >= 8, f"compute capability {major}.{minor} {'has' if major >= 8 else 'lacks'} bf16 tensor cores (no probe was run)"
+        return (
+            major >= 8,
+            f"compute capability {major}.{minor} {'has' if major >= 8 else 'lacks'} bf16 tensor cores (no probe was run)",
+        )
     return False, "the dtype probe was not run; fp32 is exact everywhere"
+
+
+def bf16_is_slower(environment: Environment) -> str:
+    """The evidence that bfloat16 products are slower here; empty where they are not, or where nothing is known."""
+    known = bool(environment.matmul) or environment.capability is not None
+    single, half = environment.matmul.get("float32"), environment.matmul.get("bfloat16")
+    if single and half and half.gflops >= single.gflops:
+        return ""
+    faster, evidence = bf16_pays(environment)
+    return evidence if known and not faster else ""
 
 
 def _named(name: str, why: str) -> Precision:

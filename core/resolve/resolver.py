@@ -12,7 +12,8 @@ Problems are collected over all of it and raised once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from luthier.core.catalog import Catalog
@@ -20,13 +21,13 @@ from luthier.core.config.schema import RunConfig
 from luthier.core.contracts import AttentionKernel, MemoryTerms, ModelPatch, OptimizerMethod
 from luthier.core.environment import Environment
 from luthier.core.errors import PlanRefused, Problem
-from luthier.core.frozen import FrozenDict, freeze
+from luthier.core.frozen import FrozenDict, freeze, thaw
 from luthier.core.memory import forecast
 from luthier.core.plan import ModelReference, Plan, Rejected, SourceSummary, Step
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.auto import AUTO_ORDER, fill
 from luthier.core.resolve.compat import clashes
-from luthier.core.resolve.picks import Pick, Situation, examine, facts_of
+from luthier.core.resolve.picks import Pick, Situation, answer, defect, examine, facts_of
 from luthier.core.resolve.precision import decide_precision
 from luthier.core.resolve.presets import expand
 from luthier.core.schedule import OptimizerOptions
@@ -52,21 +53,33 @@ def resolve(
     situation = Situation(profile=profile, environment=environment, catalog=catalog, data=tuple(data))
     wishes, problems = expand(config, catalog)
     picks: list[Pick] = []
+    # Slots of which it is not known what they hold: a need that they might meet is not reported as a second fault.
+    wrong: dict[str, bool] = {}
     for wish in wishes.fixed:
         pick, found = examine(wish.slot, wish.choice, wish.why, situation)
         problems += found
-        if pick:
+        if pick is None:
+            wrong[wish.slot] = True
+        elif any(pick.title == other.title for other in picks):
+            problems.append(_named_twice(pick))
+        else:
             picks.append(pick)
-    problems += _named_twice(picks) + _mixed_kinds(situation)
     rejected: list[Rejected] = []
-    for slot in AUTO_ORDER:
-        if slot in wishes.auto:
-            chosen, passed, found = fill(slot, wishes.auto[slot], picks, situation)
-            picks += chosen
-            rejected += passed
-            problems += found
-    problems += clashes(picks, situation) + _unconsumed(config)
-    picks.sort(key=_execution_order)
+    left = [slot for slot in AUTO_ORDER if slot in wishes.auto]
+    if "stage" in left and len(situation.data_kinds) > 1:
+        problems.append(_mixed_kinds(situation))
+        left.remove("stage")
+        wrong["stage"] = True
+    while left:
+        slot = left.pop(0)
+        chosen, passed, found = fill(slot, wishes.auto[slot], picks, situation, {**dict.fromkeys(left, False), **wrong})
+        picks += chosen
+        rejected += passed
+        problems += found
+        if found:
+            wrong[slot] = True
+    problems += clashes(picks, situation, wrong) + _unconsumed(config)
+    picks = sorted(picks, key=_execution_order)
     load_options, found = _load_options(picks, profile)
     problems += found
     terms, found = _memory_terms(picks, profile)
@@ -119,17 +132,15 @@ def _execution_order(pick: Pick) -> tuple[int, int, str]:
     return SLOT_ORDER[pick.slot], 0, pick.name
 
 
-def _named_twice(picks: Sequence[Pick]) -> list[Problem]:
-    titles = [pick.title for pick in picks]
-    twice = sorted({title for title in titles if titles.count(title) > 1})
-    return [Problem(reason=f"{title} is named twice", methods=(title,), fix="name it once, with all its options") for title in twice]
+def _named_twice(pick: Pick) -> Problem:
+    return Problem(reason=f"{pick.title} is named twice", methods=(pick.title,), fix="name it once, with all its options")
 
 
-def _mixed_kinds(situation: Situation) -> list[Problem]:
-    if len(situation.data_kinds) < 2:
-        return []
+def _mixed_kinds(situation: Situation) -> Problem:
+    """With a stage that is named, rows of another kind are its own problem (picks.py); `auto` cannot choose at all."""
     found = "; ".join(f"{source.path}: {source.kind}" for source in situation.data)
-    return [Problem(reason=f"the data sources hold rows of different kinds: {found}", where="data", fix="train on one kind at a time")]
+    reason = f"the data sources hold rows of different kinds: {found}"
+    return Problem(reason=reason, where="data", fix="train on one kind at a time")
 
 
 def _unconsumed(config: RunConfig) -> list[Problem]:
@@ -152,9 +163,10 @@ def _load_options(picks: Sequence[Pick], profile: ArchitectureProfile) -> tuple[
     problems: list[Problem] = []
     for pick in picks:
         try:
-            wanted = dict(pick.method.load_options(profile, pick.config))
+            wanted = dict(answer("load_options", pick.method.load_options(profile, pick.config), Mapping))  # type: ignore[type-abstract]
+            json.dumps(thaw(wanted))
         except Exception as error:
-            problems.append(_defect(pick, "load_options", error))
+            problems.append(defect(pick.title, pick.offer, "in its `load_options`", error))
             continue
         if isinstance(pick.method, AttentionKernel):
             wanted["attn_implementation"] = pick.method.implementation
@@ -172,23 +184,18 @@ def _memory_terms(picks: Sequence[Pick], profile: ArchitectureProfile) -> tuple[
     problems: list[Problem] = []
     for pick in picks:
         try:
-            terms.append(pick.method.memory(profile, pick.config))
+            terms.append(answer("memory", pick.method.memory(profile, pick.config), MemoryTerms))
         except Exception as error:
-            problems.append(_defect(pick, "memory", error))
+            problems.append(defect(pick.title, pick.offer, "in its `memory`", error))
     return terms, problems
 
 
-def _defect(pick: Pick, what: str, error: Exception) -> Problem:
-    reason = f"{pick.title} failed in its `{what}` ({type(error).__name__}: {error}); this is a defect of {pick.offer.provider}"
-    return Problem(reason=reason, methods=(pick.title,))
-
-
 def _warnings(picks: Sequence[Pick], profile: ArchitectureProfile) -> list[str]:
-    warnings = [f"{pick.title} is experimental here: {pick.support.reason}" for pick in picks if pick.support.kind == "experimental"]
+    warnings = [
+        f"{pick.title} is experimental here: {pick.support.reason}" for pick in picks if pick.support.kind == "experimental"
+    ]
     for pick in picks:
         if isinstance(pick.method, OptimizerMethod) and not isinstance(pick.config, OptimizerOptions):
             warnings.append(f"{pick.title} has no schedule and clipping options: it trains at a constant rate, unclipped")
     warnings += [f"not understood in the model, and left alone: {item.module} ({item.why})" for item in profile.unclassified]
     return warnings
-
-
