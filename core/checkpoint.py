@@ -99,7 +99,8 @@ def read_packed(folder: Path, name: str) -> Any:
     stored = folder / f"{name}.safetensors"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        tensors = load_file(stored) if stored.exists() else {}
+        # Copied: what safetensors returns is the mapped file, and an optimizer would go on working in it.
+        tensors = {key: tensor.clone() for key, tensor in load_file(stored).items()} if stored.exists() else {}
         return unpack(plain, tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         damaged = stored if isinstance(error, SafetensorError) else path
@@ -150,7 +151,7 @@ def restore_rng(states: Plain) -> None:
     if states["cuda"] and torch.cuda.is_available():
         if len(states["cuda"]) != torch.cuda.device_count():
             raise ModelError(
-                f"the checkpoint has random states of {len(states['cuda'])} CUDA devices, and {torch.cuda.device_count()} are here",
+                f"the checkpoint has random states of {len(states['cuda'])} CUDA devices, not {torch.cuda.device_count()}",
                 fix="make the same number visible (CUDA_VISIBLE_DEVICES)",
             )
         torch.cuda.set_rng_state_all(states["cuda"])
@@ -160,7 +161,7 @@ def restore_rng(states: Plain) -> None:
 
 
 def save_state(folder: Path, *, optimizer: Any, scheduler: Any, rng: Plain, progress: Mapping[str, Any]) -> None:
-    """Write everything but the weights into `folder`, which exists. Raises ModelError naming a key that cannot be written."""
+    """Write everything but the weights into `folder`, which exists. Raises ModelError naming a key that cannot be kept."""
     write_packed(folder, "optimizer", optimizer.state_dict())
     write_packed(folder, "scheduler", scheduler.state_dict())
     write_packed(folder, "rng", rng)
@@ -191,17 +192,17 @@ def _keep_dtypes(optimizer: Any, saved: Plain) -> None:
     numbers = [number for group in saved.get("param_groups", ()) for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
-        wanted, loaded = saved["state"].get(number), optimizer.state.get(parameter)
-        if isinstance(wanted, dict) and isinstance(loaded, dict):
-            _repair(loaded, wanted)
+        if number in saved["state"] and parameter in optimizer.state:
+            optimizer.state[parameter] = _as_saved(optimizer.state[parameter], saved["state"][number])
 
 
-def _repair(loaded: dict[Any, Any], wanted: Mapping[Any, Any]) -> None:
+def _as_saved(loaded: Any, saved: Any) -> Any:
     import torch
 
-    for key, value in wanted.items():
-        if isinstance(value, torch.Tensor) and isinstance(loaded.get(key), torch.Tensor):
-            if loaded[key].dtype != value.dtype:
-                loaded[key] = value.to(loaded[key].device)
-        elif isinstance(value, Mapping) and isinstance(loaded.get(key), dict):
-            _repair(loaded[key], value)
+    if isinstance(saved, torch.Tensor) and isinstance(loaded, torch.Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(saved, dict) and isinstance(loaded, dict):
+        return {key: _as_saved(value, saved[key]) if key in saved else value for key, value in loaded.items()}
+    if type(saved) is type(loaded) and isinstance(saved, list | tuple) and len(saved) == len(loaded):
+        return type(saved)([_as_saved(*pair) for pair in zip(loaded, saved, strict=True)])
+    return loaded

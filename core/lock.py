@@ -35,8 +35,9 @@ class FolderLock:
             except BlockingIOError:
                 holder = _holder(os.read(descriptor, 4096))
                 os.close(descriptor)
+                process = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this host')}"
                 raise OutputError(
-                    f"another run is writing here (process {holder.get('pid', 'unknown')} on {holder.get('host', 'this host')})",
+                    f"another run is writing here ({process})",
                     where=str(path.parent),
                     fix="wait for it to end, or choose another `output`",
                 ) from None

@@ -103,7 +103,7 @@ class OutputFolder:
             )
         elif present and (_manifest(self.path) is None or not any(mark in present for mark in MARKS)):
             raise OutputError(
-                "the folder to overwrite was not made by Luthier (it has no .luthier.json beside a plan.json or config.yaml)",
+                "the folder to overwrite was not made by Luthier (no .luthier.json beside a plan.json or config.yaml)",
                 where=where,
                 fix="choose another `output`, or empty the folder yourself",
             )

@@ -69,7 +69,7 @@ class Totals:
 
 @dataclass
 class StepWatch:
-    """Counts between reports. `begin` and `count` when batches are fetched, `loss` for each micro-batch, `read` to report."""
+    """Counts between reports: `begin` and `count` when batches are fetched, `loss` for each micro-batch, `read` then."""
 
     totals: Totals = field(default_factory=Totals)
     session_seconds: float = 0.0
@@ -135,5 +135,5 @@ def _diverged(what: str) -> LuthierError:
     return LuthierError(
         f"{what}: training has diverged, and the weights of this step were not saved",
         where="train",
-        fix="lower `optimizer.lr` or raise `optimizer.warmup`, and look at the rows of this step; checkpoints saved before are intact",
+        fix="lower `optimizer.lr` or raise `optimizer.warmup`, and look at its rows; earlier checkpoints are intact",
     )

@@ -95,6 +95,22 @@ def cache_setting(model: Any, use_cache: bool | None) -> Iterator[None]:
         config.use_cache = before
 
 
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """After the block `model.forward` is what it was: accelerate wraps it for autocast.
+
+    Its own `unwrap_model` goes on to take off the decorators of transformers' forward as well.
+    """
+    before = vars(model).get("forward")
+    try:
+        yield
+    finally:
+        vars(model).pop("_original_forward", None)
+        vars(model).pop("forward", None)
+        if before is not None:
+            model.forward = before
+
+
 class RunTrainerMixin:
     """Before a Trainer class: `class DpoTrainer(RunTrainerMixin, trl.DPOTrainer)`.
 
@@ -112,12 +128,14 @@ class RunTrainerMixin:
     optimizer: Any
     lr_scheduler: Any
     train_dataset: Any
+    eval_dataset: Any
 
     def __init__(self, *args: Any, runtime: Runtime, schedule: BatchSchedule, **kwargs: Any) -> None:
         self.runtime, self.schedule = runtime, schedule
         self.watch = StepWatch()
         self.after_step: tuple[Any, ...] = ()
         self.optimizer_options: object = None
+        self.evaluated: tuple[int, dict[str, float]] | None = None  # (step, metrics) of the last evaluation
         self._use_cache = getattr(getattr(runtime.model, "config", None), "use_cache", None)
         # Trainer switches the cache off for good, and a checkpoint would carry that on.
         with cache_setting(runtime.model, self._use_cache):
@@ -145,20 +163,20 @@ class RunTrainerMixin:
             if not ran_out_of_memory(error):
                 raise
             raise self._out_of_memory(error) from error
-        finally:
-            # accelerate replaces `forward` for autocast: what comes after training gets the model as it was.
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # type: ignore[attr-defined]
         step, steps = self.state.global_step, self.state.max_steps
         if self.runtime.stop.is_set() and step < steps:
             raise Interrupted(
                 f"stopped after step {step} of {steps}; everything is saved in {self.runtime.output.latest_checkpoint}",
                 fix="give the same command with --resume to continue",
             )
-        return self.watch.totals.metrics()
+        metrics = self.watch.totals.metrics()
+        if self.eval_dataset is not None and (self.evaluated is None or self.evaluated[0] != step):
+            self.evaluate()  # a run that was resumed after its last step
+        return metrics | (self.evaluated[1] if self.evaluated is not None else {})
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, with the key-value cache off meanwhile."""
-        with cache_setting(self.model, False):
+        """As Trainer's, with the key-value cache off and the model wrapped for autocast meanwhile."""
+        with cache_setting(self.model, False), own_forward(self.model):
             return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def _out_of_memory(self, error: BaseException) -> OutOfMemoryError:
@@ -190,7 +208,7 @@ class RunTrainerMixin:
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches in the order of the schedule; its generator is its own, so that fetching draws no number of the model's."""
+        """Batches in the order of the schedule; their own generator, so that fetching draws none of the model's numbers."""
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.schedule,
@@ -325,7 +343,8 @@ class RunTrainer(RunTrainerMixin, Trainer):
             loss = outputs.loss
         else:
             outputs = model(**inputs)
-            loss = outputs.loss * (supervised_tokens(inputs["labels"]) / num_items_in_batch)
+            # In this order: the quotient of two integers would be float32, whatever the loss is.
+            loss = outputs.loss * supervised_tokens(inputs["labels"]) / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ class RunCallback(TrainerCallback):
         train, step = self.runtime.config.train, state.global_step
         last = step >= state.max_steps
         stop = self.runtime.stop.is_set() and not last
-        if getattr(self.trainer, "eval_dataset", None) is not None:
+        if self.trainer.eval_dataset is not None:
             control.should_evaluate |= last or _due(step, train.eval_every)
         control.should_save |= stop or _due(step, train.save_every)
         # Logged before it is saved: the report is where a loss that is no number stops the run.
@@ -62,8 +62,9 @@ class RunCallback(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
     ) -> None:
-        values = {key.removeprefix("eval_"): value for key, value in (metrics or {}).items()}
-        self._tell("evaluate", **{"step": state.global_step, **values})
+        values = dict(metrics or {})
+        self.trainer.evaluated = (state.global_step, values)
+        self._tell("evaluate", step=state.global_step, **{key.removeprefix("eval_"): value for key, value in values.items()})
 
     def _tell(self, kind: str, **values: Any) -> None:
         self.runtime.output.append_metrics({"event": kind, **values})

@@ -1,0 +1,174 @@
+"""What a reader of the output folder sees first: the loss as a picture, and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from luthier.core.frozen import thaw
+from luthier.core.plan import Plan, Step
+
+BLUE: Final = "#2563a8"
+RED: Final = "#c2410c"
+GIB: Final = 1024**3
+RESULTS: Final = {
+    "eval_loss": "held-out loss",
+    "train_loss": "mean training loss",
+    "steps": "optimizer steps",
+    "tokens": "tokens seen",
+    "trained_tokens": "tokens learned",
+    "tokens_per_second": "tokens per second",
+    "trained_tokens_per_second": "learned tokens per second",
+    "train_seconds": "training time (s)",
+    "trained_parameters": "trained parameters",
+    "parameters": "parameters",
+}
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and up to `window` - 1 before it."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    starts = [max(0, end - window) for end in range(1, len(sums))]
+    return [(sums[end] - sums[start]) / (end - start) for end, start in enumerate(starts, 1)]
+
+
+def plot_losses(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw the training loss, its running mean and the held-out loss over optimizer steps into a PNG at `path`.
+
+    `records` are the lines of metrics.jsonl. Drawn without a display (Agg).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kept = list(records)
+    train = [(record["step"], record["loss"]) for record in kept if record.get("event") == "step"]
+    held_out = [(record["step"], record["loss"]) for record in kept if record.get("event") == "evaluate"]
+    figure = Figure(figsize=(7.2, 4.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if train:
+        steps, losses = zip(*train, strict=True)
+        window = max(1, len(train) // 20)
+        many = window > 1
+        axes.plot(steps, losses, color=BLUE, linewidth=1.0, alpha=0.35 if many else 1.0, label="training loss")
+        if many:
+            label = f"training loss, mean of {window} reports"
+            axes.plot(steps, smoothed(losses, window), color=BLUE, linewidth=1.8, label=label)
+    if held_out:
+        steps, losses = zip(*held_out, strict=True)
+        axes.plot(steps, losses, color=RED, linewidth=1.0, marker="o", markersize=5, label="held-out loss")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if train or held_out:
+        axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def model_card(plan: Plan, results: Mapping[str, Any], *, license: str | None = None) -> str:
+    """README.md of the output folder: front matter for the Hugging Face hub, what was trained, on what, with what result.
+
+    `results` is the content of all_results.json; `license` an identifier of the hub ("apache-2.0"), where it is known.
+    """
+    detachable = "adapter.detachable" in plan.traits
+    sections = [
+        f"---\n{yaml.safe_dump(_front_matter(plan, detachable, license), sort_keys=False, allow_unicode=True)}---",
+        f"# {plan.model.name.rstrip('/').rsplit('/', 1)[-1]}, trained with Luthier",
+        _summary(plan, detachable),
+        f"## Use\n\n```python\n{_usage(plan, detachable)}\n```",
+        f"## Method\n\n{_steps(plan.steps)}\n\nPrecision: {plan.precision.name}, because {plan.precision.why}.",
+        f"## Data\n\n{_data(plan, results.get('data', {}))}",
+        f"## Results\n\n{_results(plan, results)}",
+        "`plan.json` and `config.yaml` beside this file say the rest: `luthier train config.yaml` repeats the run.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(plan: Plan, detachable: bool, license: str | None) -> dict[str, Any]:
+    stage, adapter = plan.step("stage").method, plan.step("adapter").method
+    matter: dict[str, Any] = {"library_name": "peft" if detachable else "transformers"}
+    if plan.model.kind == "hub":
+        matter["base_model"] = plan.model.name
+    if license:
+        matter["license"] = license
+    return matter | {"pipeline_tag": "text-generation", "tags": ["luthier", stage, adapter]}
+
+
+def _summary(plan: Plan, detachable: bool) -> str:
+    stage, adapter = plan.step("stage").method, plan.step("adapter").method
+    left = "an adapter for" if detachable else "a whole model, trained from"
+    base = f"`{plan.model.name}`" + (f" (revision `{plan.model.revision}`)" if plan.model.revision else "")
+    return (
+        f"This is {left} {base}, a {plan.profile.architecture} of {plan.profile.parameters:,} parameters. "
+        f"Stage: `{stage}`; adapter: `{adapter}`."
+    )
+
+
+def _usage(plan: Plan, detachable: bool) -> str:
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    load = 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")'
+    if detachable:
+        lines.append("from peft import PeftModel")
+        base = repr(plan.model.name if plan.model.kind == "hub" else plan.model.path).replace("'", '"')
+        extra = f', gguf_file="{plan.model.gguf_file}"' if plan.model.gguf_file else ""
+        load = f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}{extra}), "path/to/this/folder")'
+    return "\n".join(
+        [
+            *lines,
+            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+            f"model = {load}",
+        ]
+    )
+
+
+def _steps(steps: Iterable[Step]) -> str:
+    rows = ["| slot | method | provider | options |", "|---|---|---|---|"]
+    for step in steps:
+        options = ", ".join(f"{key}={_cell(value)}" for key, value in thaw(step.config).items())
+        rows.append(f"| {step.slot} | `{step.method}` | {step.provider} | {options or 'none'} |")
+    return "\n".join(rows)
+
+
+def _cell(value: Any) -> str:
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _data(plan: Plan, report: Mapping[str, Any]) -> str:
+    rows = ["| source | role | format | rows |", "|---|---|---|---|"]
+    for source in plan.data:
+        count = "streamed" if source.rows is None else f"{source.rows:,}"
+        rows.append(f"| `{_cell(source.path)}` | {source.role} | {source.format} | {count} |")
+    text = "\n".join(rows)
+    facts = [
+        f"{key.replace('_', ' ')}: {_number(value)}" for key, value in report.items() if isinstance(value, int | float | str)
+    ]
+    dropped = [f"{reason}: {count:,}" for reason, count in dict(report.get("dropped") or {}).items()]
+    if facts:
+        text += "\n\n" + "; ".join(facts) + "."
+    return text + (f"\n\nRows left out: {'; '.join(dropped)}." if dropped else "")
+
+
+def _results(plan: Plan, results: Mapping[str, Any]) -> str:
+    rows = ["| | |", "|---|---|"]
+    rows += [f"| {words} | {_number(results[key])} |" for key, words in RESULTS.items() if results.get(key) is not None]
+    memory = results.get("memory") or {}
+    if memory.get("measured_peak"):
+        rows.append(f"| peak memory, measured | {memory['measured_peak'] / GIB:.2f} GiB ({memory.get('measured_is', '')}) |")
+    rows.append(f"| peak memory, predicted | {plan.memory.peak / GIB:.2f} GiB |")
+    versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
+    text = "\n".join(rows) + "\n\n![Training loss](training_loss.png)"
+    return text + (f"\n\nMade with {versions}." if versions else "")
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 100 else f"{value:,.0f}"
