@@ -124,7 +124,8 @@ class ChatEncoder:
         for (row, at), prompt in zip(turns, prompts, strict=True):
             ids, turn = whole[row], upto.get((row, at), whole[row])
             end, _ = self._learned_end(turn, len(prompt), len(turn))
-            if turn[: len(prompt)] != prompt or ids[: len(prompt)] != prompt or ids[:end] != turn[:end]:
+            # With the first, `end` is at least len(prompt): the second makes the prompt a prefix of the whole as well.
+            if turn[: len(prompt)] != prompt or ids[:end] != turn[:end]:
                 raise _no_prefix(rows[row], at)
             spans.setdefault(row, []).append((len(prompt), len(turn)))
         return [self._encoded(ids, spans.get(row, []), len(spans.get(row, []))) for row, ids in enumerate(whole)]

@@ -72,6 +72,17 @@ class _Tally:
     marked: int = 0
     unclosed: int = 0
 
+    def __add__(self, other: _Tally) -> _Tally:
+        shortest = [count for count in (self.shortest_dropped, other.shortest_dropped) if count is not None]
+        return _Tally(
+            rows=self.rows + other.rows,
+            dropped=self.dropped + other.dropped,
+            shortest_dropped=min(shortest, default=None),
+            turns=self.turns + other.turns,
+            marked=self.marked + other.marked,
+            unclosed=self.unclosed + other.unclosed,
+        )
+
     def reasons(self) -> str:
         return ", ".join(f"{count} dropped ({reason})" for reason, count in self.dropped.items())
 
@@ -89,11 +100,11 @@ def prepare(
     train_sources = _open(data.train, formats, kind, base)
     eval_sources = _open(data.eval if isinstance(data.eval, tuple) else (), formats, kind, base)
     encoder = ChatEncoder(tokenizer, train_on=data.train_on, max_length=data.max_length)
-    tally = _Tally()
-    examples, keys = _encode(train_sources, encoder, config, tally)
+    examples, keys, tally = _encode(train_sources, encoder, config.train.seed)
     notes: list[str] = []
     if isinstance(data.eval, tuple):
-        held, held_keys = _encode(eval_sources, encoder, config, tally)
+        held, held_keys, eval_tally = _encode(eval_sources, encoder, config.train.seed)
+        tally += eval_tally
         both = int(np.isin(held_keys, keys).sum())
         if both:
             notes.append(f"{both} of {len(held)} held-out rows also stand among the training rows")
@@ -130,9 +141,9 @@ def _open(sources: Sequence[SourceConfig], formats: Formats, kind: DataKind, bas
     return opened
 
 
-def _encode(sources: Sequence[OpenSource], encoder: ChatEncoder, config: RunConfig, tally: _Tally) -> tuple[Examples, Keys]:
-    """The rows that are kept, and the key of each one's content."""
-    builder = ExamplesBuilder()
+def _encode(sources: Sequence[OpenSource], encoder: ChatEncoder, seed: int) -> tuple[Examples, Keys, _Tally]:
+    """The rows that are kept, the key of each one's content, and the counts."""
+    builder, tally = ExamplesBuilder(), _Tally()
     keys: list[int] = []
     too_long = f"longer than {encoder.max_length} tokens"
     for rows in _chunks(_conversations(sources), ROWS_AT_ONCE):
@@ -149,10 +160,10 @@ def _encode(sources: Sequence[OpenSource], encoder: ChatEncoder, config: RunConf
                 tally.dropped[NOTHING_TO_LEARN] += 1
                 continue
             builder.add(row.ids, row.trained)
-            keys.append(content_key(messages, config.train.seed))
+            keys.append(content_key(messages, seed))
     if sources and not keys:
         raise _nothing_left(sources, tally, encoder)
-    return builder.finish(), np.array(keys, dtype=np.uint64)
+    return builder.finish(), np.array(keys, dtype=np.uint64), tally
 
 
 def _conversations(sources: Iterable[OpenSource]) -> Iterator[ChatRow]:
@@ -168,10 +179,6 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _split(examples: Examples, keys: Keys, part: float | int) -> tuple[Examples, Examples]:
-    if isinstance(part, float) and part >= 1:
-        raise DataError(
-            f"{part} is no part of the rows", where="data.eval", fix="write 0.05 for a part, 100 for a number of rows"
-        )
     wanted = rows_to_hold_out(part, len(examples))
     if wanted >= len(examples):
         raise DataError(
@@ -197,6 +204,8 @@ def _nothing_left(sources: Sequence[OpenSource], tally: _Tally, encoder: ChatEnc
     if tally.shortest_dropped is not None:
         fix = f"raise data.max_length: the shortest row that was dropped has {tally.shortest_dropped} tokens"
     else:
-        fix = f"labels come from {encoder.labels_from}: correct the chat template, or learn every token with data.train_on: all"
+        fix = (
+            f"labels come from {encoder.labels_from}: correct the chat template, or learn all tokens with data.train_on: all"
+        )
     files = ", ".join(str(source.path) for source in sources)
     return DataError(f"no row is left to learn from; of {tally.rows} read, {tally.reasons()}", where=files, fix=fix)

@@ -190,11 +190,10 @@ def json_type(value: object) -> str:
 
 
 def _nearest(candidates: list[Path]) -> str:
-    for candidate in candidates:
-        folder = candidate.parent
-        names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
-        near = difflib.get_close_matches(candidate.name, names, n=1, cutoff=0.6)
-        if near:
-            return f"did you mean {folder / near[0]}?"
+    folders = [candidate.parent for candidate in candidates if candidate.parent.is_dir()]
+    paths = {child.name: child for folder in reversed(folders) for child in folder.iterdir()}
+    near = difflib.get_close_matches(candidates[0].name, paths, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {paths[near[0]]}?"
     looked = " and ".join(str(candidate.parent.resolve()) for candidate in candidates)
     return f"check the path; it was looked for in {looked}"
