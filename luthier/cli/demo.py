@@ -38,18 +38,18 @@ def run(*, output: Path, as_json: bool) -> int:
     console = message_console()
     config = write_demo(output)
     console.print(f"wrote {config.parent}/: 800 rows to train on, {HELD_OUT_ROWS} to hold out, and demo.yaml")
-    plan = luthier.plan(luthier.load_config(config))
-    overwrite = is_earlier_demo(output, plan)
-    if not overwrite and output.is_dir() and any(output.iterdir()):
+    earlier = is_earlier_demo(output)
+    if not earlier and output.is_dir() and any(output.iterdir()):
         fix = "give another folder with --output"
         raise OutputError("the folder holds something that is no earlier run of the demo", where=str(output), fix=fix)
+    plan = luthier.plan(luthier.load_config(config))
     show_plan(plan, console)
 
     held_out = examples("held_out", HELD_OUT_ROWS)
     console.print(f"\nanswering {HELD_OUT_ROWS} held-out requests before training")
     before = score_model(plan, held_out)
     console.print(f"exact before training: {before.rate:.0%}\n")
-    results = train_with_progress(plan, overwrite=overwrite)
+    results = train_with_progress(plan, overwrite=earlier)
     console.print(f"\nanswering the same {HELD_OUT_ROWS} requests with the adapter that was saved")
     after = score_model(plan, held_out, adapter=output)
 
@@ -63,7 +63,7 @@ def run(*, output: Path, as_json: bool) -> int:
 
 def write_demo(output: Path) -> Path:
     """Write the rows and a configuration that `luthier train` takes as well into `<output>-data/`; returns the latter."""
-    folder = output.with_name(f"{output.name}-data")
+    folder = data_folder(output)
     config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     path = folder / "demo.yaml"
     try:
@@ -78,15 +78,19 @@ def write_demo(output: Path) -> Path:
     return path
 
 
-def is_earlier_demo(output: Path, plan: Plan) -> bool:
-    """Whether what lies in `output` is a run of this demo, which a new one may replace; any other run is left alone."""
-    from luthier.core.frozen import thaw
-
+def is_earlier_demo(output: Path) -> bool:
+    """Whether what lies in `output` is a run on the demo's rows, which a new one may replace; any other is left alone."""
     try:
         earlier = json.loads((output / "plan.json").read_text(encoding="utf-8"))
-        return bool(earlier["config"]["data"]["train"] == thaw(plan.config)["data"]["train"])
+        (source,) = earlier["config"]["data"]["train"]
+        return Path(source["path"]) == (data_folder(output) / "train.jsonl").resolve()
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def data_folder(output: Path) -> Path:
+    """Beside the run, because the run's own folder has to be empty when it starts."""
+    return output.with_name(f"{output.name}-data")
 
 
 def score_model(plan: Plan, held_out: Sequence[Example], adapter: Path | None = None) -> Score:
