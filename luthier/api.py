@@ -11,6 +11,7 @@ from typing import Any
 from luthier.core.catalog import Catalog
 from luthier.core.config import RunConfig, SourceConfig
 from luthier.core.config import load_config as read_config
+from luthier.core.config.schema import AUTO
 from luthier.core.environment import Environment
 from luthier.core.errors import DataError, PlanRefused, Problem
 from luthier.core.extensions import RunEvent
@@ -94,6 +95,10 @@ def plan(
 def _survey(config: RunConfig, catalog: Catalog) -> tuple[tuple[SourceSummary, ...], DataError | None]:
     from luthier.core.data import survey
 
+    held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
+    for name in {source.format for source in (*config.data.train, *held_out)} - {AUTO}:
+        if catalog.broken_for("format", name):
+            catalog.data_format(name)  # raises the broken plugin's own error, unless another one offers the name
     try:
         return survey(config.data, catalog.formats), None
     except DataError as error:
@@ -132,5 +137,3 @@ def train(
         overwrite=overwrite,
         stop=stop,
     )
-
-

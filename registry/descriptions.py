@@ -82,7 +82,8 @@ def describe_wrong_type(hook: str, value: object) -> str | None:
     if isinstance(value, expected):
         return None
     home = next((name for name, kind in HOOKS.items() if kind is not None and isinstance(value, kind)), None)
-    named = f" {value.name!r}" if home and isinstance(getattr(value, "name", None), str) else ""
+    name = getattr(value, "name", None)
+    named = f" {name!r}" if home and isinstance(name, str) else ""
     article = "an" if type(value).__name__[:1] in "AEIOU" else "a"
     message = f"{hook} gave {article} {type(value).__name__}{named}; it takes {expected.__name__} descriptions"
     return f"{message}: offer this one from {home}" if home else message

@@ -6,13 +6,15 @@ import dataclasses
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from luthier.core.config.schema import Choice, plain_choice
 from luthier.core.config.types import dataclasses_in, type_text
 from luthier.core.frozen import thaw
 from luthier.core.options import BOUNDS, COMPARISONS, DOC, UNIT
 from luthier.core.serial import hints_of, to_plain
+
+Section: TypeAlias = type[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class FieldDoc:
     bounds: str = ""
     unit: str = ""
     choices: tuple[str, ...] = ()
-    section: type | None = None
+    section: Section | None = None
     many: bool = False
 
     @property

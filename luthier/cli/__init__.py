@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from luthier.core.catalog import Offer
+    from luthier.core.extensions import Command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,16 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     from luthier.cli.app import VERBS, build_app
 
-    verb = next((word for word in words if not word.startswith("-")), None)
-    plugin_verbs = _plugin_verbs() if verb not in VERBS else {}
-    if verb in plugin_verbs:
-        return plugin_verbs[verb].value.run(words[words.index(verb) + 1 :])
+    verb = next((word for word in words if not word.startswith("-")), "")
+    plugin_verbs: Mapping[str, Offer[Command]] = {}
+    if verb not in VERBS:
+        from luthier.registry.catalog import discover
+
+        # Verbs of plugins are looked up only when no built-in one was asked for.
+        catalog = discover()
+        plugin_verbs = catalog.commands
+        if verb in plugin_verbs or catalog.broken_for("command", verb):
+            return catalog.command(verb).run(words[words.index(verb) + 1 :])
     result = build_app(plugin_verbs)(args=words, standalone_mode=False)
     return int(result or 0)
-
-
-def _plugin_verbs():  # type: ignore[no-untyped-def]
-    """Verbs that plugins bring, by name; looked up only when no built-in verb was asked for."""
-    from luthier.registry.catalog import discover
-
-    return discover().commands

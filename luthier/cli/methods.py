@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -177,7 +177,7 @@ def _rest(report: dict[str, Any], console: Any) -> None:
     _table(console, "broken plugins: everything else works without them", ("plugin", "error", "from", "names lost"), broken)
 
 
-def _table(console: Any, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(console: Any, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """One table; nothing where there are no rows. Cells are text: an error message may hold rich's brackets."""
     if not rows:
         return

@@ -116,5 +116,5 @@ def test_result_does_not_depend_on_the_order_of_entry_points(install) -> None:
     expected = picture(points)
     assert len(expected[4]) == 5, "x, the two d, and both who offer `shared`"
     for seed in range(25):
-        shuffled = random.Random(seed).sample(points, len(points))  # noqa: S311
+        shuffled = random.Random(seed).sample(points, len(points))
         assert picture(shuffled) == expected
