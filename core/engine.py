@@ -1,10 +1,10 @@
 """`execute()`: carries a plan out, from top to bottom. Everything was decided before; this file only does it in order.
 
-    claim the output folder
-    tokenizer, data
-    patches of phase "load" -> model -> attention -> patches "loaded" -> adapter -> patches "attached"
-    stage: trains, with the plan's optimizer
-    save, report, undo
+claim the output folder
+tokenizer, data
+patches of phase "load" -> model -> attention -> patches "loaded" -> adapter -> patches "attached"
+stage: trains, with the plan's optimizer
+save, report, undo
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def execute(
 ) -> dict[str, Any]:
     """Run a plan in this process and return the content of all_results.json.
 
-    `observers` and the catalog's own hear every RunEvent; an error in one is logged and counted, never raised. Setting `stop`
-    saves a checkpoint at the next step and raises Interrupted. Raises a LuthierError for whatever the user can mend.
+    `observers` and the catalog's own hear every RunEvent; an error in one is logged and counted, never raised. Setting
+    `stop` saves a checkpoint at the next step and raises Interrupted. Raises a LuthierError for whatever the user can mend.
     """
     config = parse_config(thaw(plan.config))
     broadcast = Broadcast([*observers, *(offer.value for offer in catalog.observers)])
@@ -87,8 +87,7 @@ def _prepare(runtime: Runtime) -> None:
     runtime.tokenizer = load_tokenizer(runtime.plan.model, lambda text: runtime.emit("notice", text))
     stage, _ = runtime.method(runtime.plan.step("stage"))
     assert isinstance(stage, TrainingStage)
-    formats = {name: offer for name, offer in runtime.catalog.formats.items()}
-    runtime.data = prepare(runtime.config, formats, runtime.tokenizer, kind=stage.data_kind)
+    runtime.data = prepare(runtime.config, runtime.catalog.formats, runtime.tokenizer, kind=stage.data_kind)
     for warning in (*runtime.plan.warnings, *runtime.data.report.warnings):
         runtime.emit("warning", warning)
 
@@ -115,9 +114,10 @@ def _build(runtime: Runtime) -> None:
     trained = sum(parameter.numel() for parameter in runtime.model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in runtime.model.parameters())
     if not trained:
-        raise LuthierError(f"adapter: {adapter.name} left no parameter to train", fix="check its options with `luthier explain`")
-    share = 100 * trained / total
-    runtime.emit("phase", f"adapter: {adapter.name}, {trained:,} of {total:,} parameters train ({share:.2f}%)", name="attach")
+        fix = f"look at its options with `luthier explain {adapter.name}`"
+        raise LuthierError(f"adapter: {adapter.name} left no parameter to train", fix=fix)
+    text = f"adapter: {adapter.name}, {trained:,} of {total:,} parameters train ({trained / total:.2%})"
+    runtime.emit("phase", text, name="attach")
 
 
 def _patch(runtime: Runtime, phase: Phase) -> None:

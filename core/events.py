@@ -27,4 +27,9 @@ class Broadcast:
                 self.errors += 1
                 if index not in self._failed:
                     self._failed.add(index)
-                    logger.warning("an observer failed on the event %r and is still called: %s: %s", event.kind, type(error).__name__, error)
+                    logger.warning(
+                        "an observer failed on the event %r and is still called: %s: %s",
+                        event.kind,
+                        type(error).__name__,
+                        error,
+                    )

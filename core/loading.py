@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError, MissingEnvironmentError, ModelError
 from luthier.core.frozen import thaw
 from luthier.core.plan import ModelReference, Plan
+from luthier.core.saving import quiet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,8 @@ def load_tokenizer(model: ModelReference, notice: Notice = lambda text: None) ->
         tokenizer = AutoTokenizer.from_pretrained(model.path, **_reference_options(model))
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has neither a padding nor an end token", where=model.path, fix="set pad_token in it")
+            reason = "the tokenizer has neither a padding nor an end token"
+            raise ModelError(reason, where=model.path, fix="set pad_token in its tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
         notice(f"the tokenizer has no padding token: {tokenizer.eos_token} is used, and never learned where it pads")
     return tokenizer
@@ -73,10 +75,12 @@ def _check_weights(model: ModelReference, info: dict[str, Any], notice: Notice) 
             fix="the download or the conversion is incomplete: fetch the model again",
         )
     if mismatched:
-        raise ModelError(f"{len(mismatched)} tensors have another shape than config.json says, first {mismatched[0]}", where=model.path)
+        reason = f"{len(mismatched)} tensors have another shape than config.json says, first {mismatched[0]}"
+        raise ModelError(reason, where=model.path)
     unexpected = sorted(info["unexpected_keys"])
     if unexpected:
-        notice(f"{len(unexpected)} tensors of the weight files are not part of the model and were left out, first {unexpected[0]}")
+        first = unexpected[0]
+        notice(f"{len(unexpected)} tensors of the weight files are not part of the model and were left out, first {first}")
 
 
 @contextmanager
@@ -85,14 +89,15 @@ def _failures(model: ModelReference, what: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
-        with warnings.catch_warnings():
+        with quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     except LuthierError:
         raise
     except SafetensorError as error:
+        where = corrupt_file(Path(model.path))
         raise ModelError(
-            f"a weight file is corrupt or cut short: {error}", where=corrupt_file(Path(model.path)), fix="fetch the model again"
+            f"the weight file is corrupt or cut short: {error}", where=where, fix="fetch the model again"
         ) from error
     except ImportError as error:
         raise MissingEnvironmentError(f"loading the {what} needs a package: {error}", where=model.path) from error

@@ -57,7 +57,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """`adapter.rank: 8 became 16`, for every leaf that differs."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = list(dict.fromkeys([*old, *new]))
-        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]
+        return [
+            line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
     return [] if old == new else [f"{path}: {old!r} became {new!r}"]
 
 

@@ -115,7 +115,7 @@ def _load_peft(model: nn.Module, folder: Path, trainable: bool) -> nn.Module:
     path = folder / ADAPTER_WEIGHTS
     weights = read_weights(path)
     if not isinstance(model, PeftModel):
-        attached: nn.Module = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)  # type: ignore[arg-type]
+        attached: nn.Module = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         return attached
     name = model.active_adapter
     # PEFT itself only returns what did not fit; what is left over or left out would silently be another model.
@@ -153,7 +153,7 @@ def _load_whole(model: nn.Module, folder: Path) -> None:
     """Copy a whole model's weights into `model`, every parameter exactly once."""
     files = weight_files(folder)
     own = model.state_dict(keep_vars=True)
-    first = {}  # one name for each tensor: a tied matrix is stored once
+    first: dict[int, str] = {}  # one name for each tensor: a tied matrix is stored once
     for name, tensor in own.items():
         first.setdefault(id(tensor), name)
     required, stored = set(first.values()), set()

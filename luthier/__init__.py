@@ -1,10 +1,10 @@
 """Luthier: fine-tuning of language models out of composable methods, planned before it runs.
 
-    import luthier
+import luthier
 
-    config = luthier.load_config("config.yaml", ["adapter.rank=8"])
-    plan = luthier.plan(config)      # raises PlanRefused with every reason, or says what will happen and why
-    results = luthier.train(plan)    # the content of all_results.json
+config = luthier.load_config("config.yaml", ["adapter.rank=8"])
+plan = luthier.plan(config)      # raises PlanRefused with every reason, or says what will happen and why
+results = luthier.train(plan)    # the content of all_results.json
 """
 
 from __future__ import annotations

@@ -2,5 +2,5 @@
 
 if __name__ == "registry":
     raise ImportError(
-        "this folder is the package luthier.registry: import luthier.registry, not registry (a module must not load under two names)"
+        "this folder is the package luthier.registry: import luthier.registry (a module must not load under two names)"
     )

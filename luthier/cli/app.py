@@ -12,9 +12,12 @@ VERBS: Final = ("demo", "plan", "train", "methods", "explain", "profile", "docto
 
 Config = Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys set on top of it: adapter.rank=8", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys set on top of it: adapter.rank=8", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.")
+]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 
 
@@ -50,7 +53,9 @@ def show_version(asked: bool) -> None:
 
 
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True)
+    ] = False,
 ) -> None:
     """The options before the verb."""
 
@@ -75,7 +80,9 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the output folder.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the output folder.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -96,7 +103,9 @@ def methods(
 
 
 def explain(
-    topic: Annotated[str, typer.Argument(help="A configuration key, a method, METHOD.OPTION, or a trait.", show_default=False)],
+    topic: Annotated[
+        str, typer.Argument(help="A configuration key, a method, METHOD.OPTION, or a trait.", show_default=False)
+    ],
     as_json: Json = False,
 ) -> int:
     """Print the documented fields, defaults, traits and an example of a key or a method."""

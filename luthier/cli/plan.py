@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.cli.text import output_console, parameters, print_json, size
-from luthier.core.plan import Plan
+from luthier.core.plan import Plan, Step
 
 
 def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
@@ -28,19 +28,20 @@ def show_plan(plan: Plan, console: Any) -> None:
 
     profile = plan.profile
     attention = ", ".join(sorted({group.kind for group in profile.attention})) or "no attention"
+    described = f"{profile.architecture}, {parameters(profile.parameters)} parameters, {profile.layers} layers, {attention}"
     console.print(
-        Text.assemble(("Plan ", "bold"), (plan.hash, "cyan"), f"  {plan.model.name}  ({profile.architecture}, ")
-        + Text(f"{parameters(profile.parameters)} parameters, {profile.layers} layers, {attention}) on {plan.device}")
+        Text.assemble(("Plan ", "bold"), (plan.hash, "cyan"), f"  {plan.model.name}  ({described}) on {plan.device}")
     )
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="bold")
     for heading in ("slot", "method", "options", "why"):
         table.add_column(heading, overflow="fold")
     for step in plan.steps:
-        table.add_row(step.slot, Text(step.method, style="green"), _options(plan, step.slot, step.method), step.why)
-    table.add_row("precision", Text(plan.precision.name, style="green"), "", plan.precision.why)
+        table.add_row(step.slot, Text(step.method, style="green"), Text(_options(step)), Text(step.why))
+    table.add_row("precision", Text(plan.precision.name, style="green"), "", Text(plan.precision.why))
     for source in plan.data:
         rows = f"{source.rows:,} rows" if source.rows is not None else "stream"
-        table.add_row("data" if source.role == "train" else "held out", Text(source.format, style="green"), f"{rows}, {source.kind}", source.path)
+        role = "data" if source.role == "train" else "held out"
+        table.add_row(role, Text(source.format, style="green"), f"{rows}, {source.kind}", Text(source.path))
     console.print(table)
     memory = plan.memory
     console.print(
@@ -53,9 +54,8 @@ def show_plan(plan: Plan, console: Any) -> None:
         console.print(Text.assemble(("warning  ", "yellow"), warning))
 
 
-def _options(plan: Plan, slot: str, method: str) -> str:
-    """Options of a step; a list of four or more is cut, the whole is in --json."""
-    step = next(step for step in plan.steps if step.slot == slot and step.method == method)
+def _options(step: Step) -> str:
+    """Options of a step on one line; a long value is cut, the whole is in --json."""
     shown = []
     for key, value in step.config.items():
         text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

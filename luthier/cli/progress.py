@@ -50,7 +50,9 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as RichProgress
 
-            self._bar = RichProgress(BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), console=self._console)
+            self._bar = RichProgress(
+                BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), console=self._console
+            )
             self._bar.start()
             self._task = self._bar.add_task(text, total=values["steps"])
         self._bar.update(self._task, completed=values["step"], description=text)

@@ -66,9 +66,18 @@ def print_report(results: dict[str, Any]) -> None:
     memory = results["memory"]
     folder = results["output"]
     lines = [
-        ("loss", f"{results['train_loss']:.4f}" + (f"   held out {results['eval_loss']:.4f}" if "eval_loss" in results else "")),
-        ("speed", f"{results['tokens_per_second']:.0f} tokens/s, of these {results['trained_tokens_per_second']:.0f} trained"),
-        ("memory", f"peak {size(memory['measured_peak'])} {memory['measured_is']}; predicted {size(memory['predicted']['peak'])} of tensors"),
+        (
+            "loss",
+            f"{results['train_loss']:.4f}" + (f"   held out {results['eval_loss']:.4f}" if "eval_loss" in results else ""),
+        ),
+        (
+            "speed",
+            f"{results['tokens_per_second']:.0f} tokens/s, of these {results['trained_tokens_per_second']:.0f} trained",
+        ),
+        (
+            "memory",
+            f"peak {size(memory['measured_peak'])} {memory['measured_is']}; predicted {size(memory['predicted']['peak'])} of tensors",
+        ),
         ("time", duration(results["seconds"])),
         ("written", f"{folder}/  (weights, all_results.json, training_loss.png, README.md)"),
     ]

@@ -6,7 +6,7 @@ Chen et al. 2016, arXiv:1604.06174: memory for about a third more computation, w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.core.contracts import MemoryTerms, ModelPatch, NothingPatched, Support, Undo
 from luthier.core.environment import Environment
@@ -36,16 +36,16 @@ def memory(profile: ArchitectureProfile, config: NoOptions) -> MemoryTerms:
 def apply(model: nn.Module | None, profile: ArchitectureProfile, config: NoOptions) -> Undo:
     """Switches on transformers' own checkpointing, of the kind that needs no gradient at the input."""
     assert model is not None
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    if enable is not None:
-        enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        disable = model.activation_checkpointing_disable
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        disable = model.gradient_checkpointing_disable
+    layers: Any = model
+    if hasattr(layers, "activation_checkpointing_enable"):
+        layers.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        undo: Undo = layers.activation_checkpointing_disable
+    else:  # transformers before 5.23
+        layers.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        undo = layers.gradient_checkpointing_disable
     if not any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise NothingPatched(f"checkpointing: no layer of {profile.architecture} took it")
-    return disable  # type: ignore[return-value]
+    return undo
 
 
 @hookimpl

@@ -27,9 +27,10 @@ class LoraConfig:
     alpha: float | None = option(None, "The update is scaled by alpha / rank; null stands for 2 x rank.", gt=0)
     dropout: float = option(0.0, "Dropout on the input of the update.", ge=0, lt=1)
     target: tuple[str, ...] = option(
-        ("all",), "Roles or role groups to adapt (`attn`, `mlp`, `attn.q`, `mixer`, ...); `all` is every linear projection of the "
-        "decoder layers."
-    )  # fmt: skip
+        ("all",),
+        "Roles or role groups to adapt (`attn`, `mlp`, `attn.q`, `mixer`, ...); `all` is every linear projection of the "
+        "decoder layers.",
+    )
     init: Literal["default", "gaussian"] = option(
         "default", "Initial A: PEFT's Kaiming-uniform, or Gaussian with standard deviation 1/rank; B is zero in both."
     )
@@ -73,7 +74,8 @@ def supports(profile: ArchitectureProfile, environment: Environment, config: Lor
     odd = [group for group in groups if group.kind not in LINEAR_KINDS]
     if odd:
         return Support.no(
-            f"{odd[0].pattern} is a {odd[0].kind} of {profile.model_type}, not a linear layer", "leave that role out of target"
+            f"{odd[0].pattern} is a {odd[0].kind} of {profile.model_type}, not a linear layer",
+            "leave that role out of target",
         )
     if not groups:
         return Support.no(f"no linear projection was recognised in {profile.model_type}", "see `luthier profile`")
@@ -88,14 +90,14 @@ def memory(profile: ArchitectureProfile, config: LoraConfig) -> MemoryTerms:
 
 
 def attach(model: nn.Module, profile: ArchitectureProfile, config: LoraConfig) -> nn.Module:
-    from luthier.plugins.lora.attach import attach_lora
+    from luthier.plugins.lora.updates import attach_lora
 
     return attach_lora(model, profile, config)
 
 
 def merge(model: nn.Module) -> nn.Module:
     """The base model with every update added to its weight."""
-    return model.merge_and_unload()  # type: ignore[operator,return-value]
+    return model.merge_and_unload()
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,9 @@ def attach_lora(model: nn.Module, profile: ArchitectureProfile, config: LoraConf
     names = {name for name, _ in model.named_modules()}
     if not wanted or not wanted <= names:
         lost = sorted(wanted - names)[:3]
-        raise NothingPatched(f"lora: the loaded model lacks the modules that its profile names: {', '.join(lost) or 'none named'}")
+        raise NothingPatched(
+            f"lora: the loaded model lacks the modules that its profile names: {', '.join(lost) or 'none named'}"
+        )
     options = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.scaling_alpha,
@@ -34,7 +37,10 @@ def attach_lora(model: nn.Module, profile: ArchitectureProfile, config: LoraConf
         fan_in_fan_out=any(group.kind == "conv1d" for group in groups),
         task_type="CAUSAL_LM",
     )
-    adapted = peft.get_peft_model(model, options)
+    with warnings.catch_warnings():
+        # PEFT still asks transformers by the names that 5.23 deprecates.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        adapted = peft.get_peft_model(model, options)
     found = set(adapted.base_model.targeted_module_names)
     if found != wanted:
         raise NothingPatched(f"lora: PEFT adapted {len(found)} modules where {len(wanted)} were wanted")
