@@ -102,9 +102,10 @@ def test_a_module_cannot_load_under_two_names(tree, folder: str) -> None:
     command = [sys.executable, "-c", f"import {folder}"]
     done = subprocess.run(command, cwd=tree.root, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert f"import luthier.{folder}, not {folder}" in done.stderr
+    assert f"this folder is the package luthier.{folder}" in done.stderr
     inside = [sys.executable, "-c", f"import {folder}.anything"]
-    assert f"not {folder}" in subprocess.run(inside, cwd=tree.root, capture_output=True, text=True, check=False).stderr
+    nested = subprocess.run(inside, cwd=tree.root, capture_output=True, text=True, check=False)
+    assert f"import luthier.{folder}" in nested.stderr
 
 
 @pytest.mark.parametrize("folder", OURS)
