@@ -76,9 +76,9 @@ class RoleGroup:
 
     `pattern` has `*` for the decoder layer (one of `layers`), and a second `*` for the expert (0 to `experts` - 1) where
     each expert is a module of its own. A pattern without `*` is a single module. For fused experts `experts` is the
-    first size of the parameter. `kind` "parameter" is a bare
-    nn.Parameter (fused 3-D experts, some routers); then the path names the parameter itself. `shape` is that of the
-    weight as stored. `in_features` and `out_features` follow the mathematics, whichever way the weight lies.
+    first size of the parameter. `kind` "parameter" is a bare nn.Parameter (fused 3-D experts, some routers); then the
+    path names the parameter itself. `shape` is that of the weight as stored; `in_features` and `out_features` follow
+    the mathematics, whichever way the weight lies.
     """
 
     pattern: str
@@ -162,9 +162,10 @@ class ArchitectureProfile:
     `decoder` is the path of the decoder's layer list, `layers` their number. `parameters` counts each tied matrix once;
     `role_parameters` counts by role and adds up to `parameters`: besides the roles it has "towers", "unclassified", and
     "other" for vectors without a role (gains, attention sinks, expert biases). A matrix that plays two roles (tied
-    embeddings) counts for the first. `intermediate_size` is that of the widest MLP, or of the experts where there is no other.
-    `context_length` in tokens. `prequantized` names the quantisation method that the
-    checkpoint arrives with. `backends` are the attention implementations that the class itself declares.
+    embeddings) counts for the first. `intermediate_size` is that of the widest MLP, or of the experts where there is no
+    other. `context_length` in tokens. `prequantized` names the quantisation method that the checkpoint arrives with.
+    `backends` are the attention implementations that the class itself declares: "eager", "sdpa", "flash_attention",
+    "flex_attention".
     """
 
     model_type: str

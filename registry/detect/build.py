@@ -27,7 +27,7 @@ def meta_model(source: Any, *, trust_remote_code: bool, gguf_file: str | None, r
     from transformers import PreTrainedConfig
 
     if isinstance(source, nn.Module):
-        return Built(source, _is_remote(type(source)))  # type: ignore[arg-type]  # any module with a config will do
+        return Built(source, _is_remote(type(source)))
     if isinstance(source, PreTrainedConfig):
         return _from_config(source, where=source.name_or_path or source.model_type, trust_remote_code=trust_remote_code)
     if not isinstance(source, str | Path):
@@ -133,14 +133,18 @@ def _reading_failed(error: Exception, where: str, *, local: bool, trust_remote_c
     if isinstance(error, ImportError):
         return MissingEnvironmentError(f"the configuration needs a package: {first}", where=where, fix="install it")
     if local or "not a valid JSON" in text or not isinstance(error, OSError):
-        return ModelError(f"the configuration cannot be read: {first}", where=where, fix="correct or re-download the configuration")
+        return ModelError(
+            f"the configuration cannot be read: {first}", where=where, fix="correct or re-download the configuration"
+        )
     if "connect" in text or "offline" in text.lower() or "resolve" in text.lower():
         return MissingEnvironmentError(
             "the hub cannot be reached, and the model is not in its cache",
             where=where,
             fix="check the network and HF_HUB_OFFLINE, or give a local folder that holds the model",
         )
-    return ModelError(f"there is no such folder, and no such model on the hub: {first}", where=where, fix="check the name under `model`")
+    return ModelError(
+        f"there is no such folder, and no such model on the hub: {first}", where=where, fix="check the name under `model`"
+    )
 
 
 def _looks_like_path(name: str) -> bool:

@@ -43,15 +43,12 @@ class Contexts:
                 weight.context = self.kind(path)
                 weight.block = self._outermost(path, around)
                 return
-        for path in around:
-            if self.kind(path) in ("experts", "mlp"):
-                weight.context, weight.block = self.kind(path), path
-                break
-        else:
-            weight.context, weight.block = "layer", layer
-            return
-        if weight.context == "mlp":
-            weight.block = self._with_two_matrices(weight.block, around)
+        for context in ("experts", "mlp"):
+            inside = next((path for path in around if self.kind(path) == context), None)
+            if inside is not None:
+                weight.context, weight.block = context, self._with_two_matrices(inside, around)
+                return
+        weight.context, weight.block = "layer", layer
 
     def kind(self, path: str) -> str:
         """The context that one module makes, or ""."""
@@ -69,18 +66,25 @@ class Contexts:
         return around
 
     def _outermost(self, path: str, around: list[str]) -> str:
-        """The outermost module of the same context in one row: `attention` for `attention.self`."""
-        kind = self.kind(path)
-        for outer in around[around.index(path) + 1 :]:
-            if self.kind(outer) != kind:
+        """The outermost module of the same context in one row: `attention` for `attention.self`.
+
+        A list of blocks (`self_attn.0`, `self_attn.1`) is no block: its entries are.
+        """
+        from torch import nn
+
+        kind, start = self.kind(path), around.index(path)
+        for outer in around[start + 1 :]:
+            if self.kind(outer) != kind or isinstance(self.modules[outer], nn.ModuleList):
                 break
             path = outer
+        if isinstance(self.modules[path], nn.ModuleList) and start > 0:
+            return around[start - 1]
         return path
 
     def _with_two_matrices(self, path: str, around: list[str]) -> str:
-        """The nearest module outwards that is an MLP and holds more than one matrix: `feed_forward` for `feed_forward.dense`."""
+        """The nearest module outwards that holds more than one matrix: `feed_forward` for `feed_forward.dense`."""
         for outer in around[around.index(path) :]:
-            if self.kind(outer) != "mlp":
+            if not self.kind(outer):
                 break
             path = outer
             if sum(tensor.ndim > 1 for tensor in self.modules[outer].parameters()) > 1:
@@ -124,7 +128,9 @@ class Contexts:
 def carries_state(module: Any) -> bool:
     """Whether a module, or a direct child of it, owns what only a recurrence along the sequence has."""
     for part in (module, *module.children()):
-        own = {name for name, _ in part.named_parameters(recurse=False)} | {name for name, _ in part.named_buffers(recurse=False)}
+        own = {name for name, _ in part.named_parameters(recurse=False)} | {
+            name for name, _ in part.named_buffers(recurse=False)
+        }
         if RECURRENCE & (own | {name for name, _ in part.named_children()}):
             return part is module or not _is_whole_block(part)
     return False

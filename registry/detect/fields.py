@@ -30,8 +30,8 @@ def integer(source: Any, *names: str) -> int | None:
         value = read(source, name)
         if isinstance(value, list | tuple) and value and len(set(map(str, value))) == 1:
             value = value[0]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value  # -1 stands for "no limit" in some families
     return None
 
 

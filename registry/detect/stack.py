@@ -85,7 +85,7 @@ def find_stack(model: Any, declared: Recorded, decoder_path: str = "") -> Stack:
         inside = _decoder_prefix(model, modules)
         chosen = max(text, key=lambda path: _rank(path, modules[path], inside, declared))
     layers = tuple(modules[chosen].children())
-    towers = _towers(model, modules, lists, chosen)
+    towers = _towers(model, modules, chosen)
     beside = Stack(chosen, layers, towers=towers)
     others = tuple(path for path in lists if path != chosen and not beside.in_tower(path) and beside.layer_of(path) is None)
     return Stack(chosen, layers, others, towers)
@@ -119,8 +119,8 @@ def _rank(path: str, layers: Any, inside: str, declared: Recorded) -> tuple[bool
     return path.startswith(f"{inside}.") if inside else True, known, sum(tensor.numel() for tensor in layers.parameters())
 
 
-def _towers(model: Any, modules: dict[str, Any], lists: list[str], stack: str) -> tuple[str, ...]:
-    """The topmost modules beside the decoder that hold weights and are named or built as another tower."""
+def _towers(model: Any, modules: dict[str, Any], stack: str) -> tuple[str, ...]:
+    """The topmost modules beside the decoder that hold weights and are, or contain, something named as another tower."""
     kept = {stack}
     for getter in ("get_input_embeddings", "get_output_embeddings"):
         try:
@@ -128,13 +128,13 @@ def _towers(model: Any, modules: dict[str, Any], lists: list[str], stack: str) -
         except (AttributeError, NotImplementedError, TypeError):
             continue
         kept |= {path for path, other in modules.items() if module is not None and other is module}
+    named = {path for path in modules if OTHER_PART.search(path.rsplit(".", 1)[-1])}
     towers: list[str] = []
     for path, module in modules.items():
-        inside = not path or any(path == tower or path.startswith(f"{tower}.") for tower in towers)
+        within = not path or any(path.startswith(f"{tower}.") for tower in towers)
         in_stack = path == stack or path.startswith(f"{stack}.")
-        if inside or in_stack or any(keep == path or keep.startswith(f"{path}.") for keep in kept):
+        if within or in_stack or any(keep == path or keep.startswith(f"{path}.") for keep in kept):
             continue
-        named = OTHER_PART.search(path.rsplit(".", 1)[-1]) or OTHER_PART.search(type(module).__name__.replace("Image", "image"))
-        if named and next(module.parameters(), None) is not None:
+        if any(other == path or other.startswith(f"{path}.") for other in named) and any(True for _ in module.parameters()):
             towers.append(path)
     return tuple(towers)

@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 ATTENTION_ROLES: Final[dict[str, tuple[str, ...]]] = {
-    "q": ("q_proj", "q", "wq", "query", "query_proj", "q_lin", "project_q", "c_q", "to_q"),
+    "q": ("q_proj", "q", "wq", "query", "query_proj", "q_lin", "project_q", "c_q", "to_q", "input_linear"),
     "k": ("k_proj", "k", "wk", "key", "key_proj", "k_lin", "project_k", "c_k", "to_k"),
     "v": (
         "v_proj", "v", "wv", "value", "value_proj", "v_lin", "project_v", "c_v", "to_v", "v_proj_current", "v_proj_delayed",
@@ -24,7 +24,7 @@ ATTENTION_ROLES: Final[dict[str, tuple[str, ...]]] = {
     "o_down": ("o_a_proj",),
     "o": (
         "o_proj", "o", "wo", "out_proj", "out_lin", "c_proj", "attention_out", "attn_out", "dense", "output", "o_b_proj",
-        "to_out", "proj", "resid_proj",
+        "to_out", "proj", "resid_proj", "output_linear",
     ),
     "gate": ("gate_proj", "g_proj", "output_gate", "gate", "o_gate", "g_a_proj", "g_b_proj"),
     "index": ("dt_proj",),
@@ -39,8 +39,8 @@ ATTENTION_ROLES: Final[dict[str, tuple[str, ...]]] = {
 MLP_ROLES: Final[dict[str, tuple[str, ...]]] = {
     "gate": ("gate_proj", "w1", "gate", "wi_0", "w_0", "proj_up_gate", "linear_1", "gate_linear"),
     "up": (
-        "up_proj", "w3", "wi_1", "w_1", "proj_up", "fc1", "c_fc", "dense_h_to_4h", "fc_in", "lin1", "intermediate", "layer_1",
-        "dense", "wi", "fc", "linear_v", "v1", "0",
+        "up_proj", "w3", "wi_1", "w_1", "proj_up", "fc1", "c_fc", "dense_h_to_4h", "fc_in", "lin1", "intermediate",
+        "layer_1", "dense", "wi", "fc", "linear_v", "v1", "0",
     ),
     "gate_up": ("gate_up_proj", "gate_and_up_proj", "w12", "input_linear", "gate_up"),
     "down": (
@@ -95,10 +95,12 @@ RECURRENCE: Final = frozenset(
 
 CHECKED_HEADS: Final = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 EXPERTS_PER_TOKEN: Final = (
-    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts", "moe_k", "top_k", "router_topk",
+    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts", "moe_k", "top_k",
+    "router_topk",
 )  # fmt: skip
 CONTEXT_LENGTH: Final = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "context_length", "seq_length",
+    "max_target_positions",
 )  # fmt: skip
 
 

@@ -47,10 +47,6 @@ class Weight:
             parts, inner = parts[:-1], inner - 1
         return parts[-1]
 
-    @property
-    def is_matrix(self) -> bool:
-        return self.kind != "norm"
-
 
 @dataclass
 class Inventory:
@@ -92,7 +88,8 @@ def _weights_of(path: str, module: nn.Module) -> list[Weight]:
         size_in, size_out = module.weight.shape
         return [Weight(path, path, "conv1d", (size_in, size_out), size_in, size_out, bias, tensors)]
     if isinstance(module, nn.Embedding) and module.weight.ndim == 2:
-        return [Weight(path, path, "embedding", tuple(module.weight.shape), *module.weight.shape, tensors=tensors)]
+        rows, width = module.weight.shape
+        return [Weight(path, path, "embedding", (rows, width), rows, width, tensors=tensors)]
     if isinstance(module, nn.modules.conv._ConvNd):
         shape = tuple(module.weight.shape)
         return [Weight(path, path, "other", shape, module.in_channels, module.out_channels, bias, tensors)]
