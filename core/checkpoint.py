@@ -130,7 +130,8 @@ def capture_rng() -> Plain:
     import numpy as np
     import torch
 
-    _, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    _, keys, position, has_gauss, gauss = legacy
     return {
         "python": random.getstate(),
         "numpy": (torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),

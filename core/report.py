@@ -86,7 +86,7 @@ def model_card(plan: Plan, results: Mapping[str, Any], *, license: str | None = 
         f"## Method\n\n{_steps(plan.steps)}\n\nPrecision: {plan.precision.name}, because {plan.precision.why}.",
         f"## Data\n\n{_data(plan, results.get('data', {}))}",
         f"## Results\n\n{_results(plan, results)}",
-        "`plan.json` and `config.yaml` beside this file say the rest: `luthier train config.yaml` repeats the run.",
+        "`plan.json` and `config.yaml` say the rest: `luthier train config.yaml output=elsewhere` repeats the run.",
     ]
     return "\n\n".join(sections) + "\n"
 

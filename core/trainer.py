@@ -84,7 +84,7 @@ def schedule_fingerprint(schedule: BatchSchedule, lengths: Any) -> str:
 @contextmanager
 def cache_setting(model: Any, use_cache: bool | None) -> Iterator[None]:
     """Within the block the model's configuration has this `use_cache`; None leaves it alone."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if use_cache is None or not hasattr(config, "use_cache"):
         yield
         return
@@ -127,6 +127,8 @@ class RunTrainerMixin:
     state: Any
     optimizer: Any
     lr_scheduler: Any
+    control: Any
+    model_accepts_loss_kwargs: bool
     train_dataset: Any
     eval_dataset: Any
 
@@ -171,7 +173,7 @@ class RunTrainerMixin:
             )
         metrics = self.watch.totals.metrics()
         if self.eval_dataset is not None and (self.evaluated is None or self.evaluated[0] != step):
-            self.evaluate()  # a run that was resumed after its last step
+            self.evaluate()  # type: ignore[attr-defined]  # a run that was resumed after its last step
         return metrics | (self.evaluated[1] if self.evaluated is not None else {})
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -305,7 +307,7 @@ class RunTrainer(RunTrainerMixin, Trainer):
             schedule=schedule,
             **kwargs,
         )
-        self._model_divides = self.model_accepts_loss_kwargs
+        self._model_divides: bool = self.model_accepts_loss_kwargs
         # `compute_loss` below has done the division. 5.23 is told by the second line, older releases by the first.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -347,13 +349,12 @@ class RunTrainer(RunTrainerMixin, Trainer):
             loss = outputs.loss * supervised_tokens(inputs["labels"]) / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
-    @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The held-out loss: mean over all supervised tokens, each counted once. Leaves model mode and generators alone."""
         assert self.eval_schedule is not None
         model, was_training = self.model, self.model.training
         loader = DataLoader(
-            self.eval_dataset,  # type: ignore[arg-type]
+            self.eval_dataset,
             batch_sampler=self.eval_schedule,
             collate_fn=self.data_collator,
             generator=torch.Generator(),
@@ -361,7 +362,7 @@ class RunTrainer(RunTrainerMixin, Trainer):
         total, tokens = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         model.eval()
         try:
-            with cache_setting(model, False), self.accelerator.autocast():
+            with torch.no_grad(), cache_setting(model, False), self.accelerator.autocast():
                 for batch in loader:
                     tokens += int(supervised_tokens(batch["labels"]))
                     inputs = self._prepare_inputs(batch)
