@@ -45,6 +45,9 @@ def train(runtime: Runtime) -> dict[str, float]:
         padding=schedule.padding,
         resumed_from=runtime.resume_from.name if runtime.resume_from else None,
     )
+    if schedule.oversized:
+        limit = f"train.batch_tokens ({options.batch_tokens})"
+        runtime.emit("warning", f"{schedule.oversized} batches of a single row are longer than {limit}: they need more memory")
     trainer = RunTrainer(
         runtime=runtime,
         schedule=schedule,
