@@ -36,6 +36,9 @@ def forecast(
     layers = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
     kept = layers * scale + logits_bytes_per_token(profile, precision)
     activations = kept * batch_tokens
+    if precision.autocast and not stored:
+        # Autocast casts each weight for its product, and the backward pass keeps the copy.
+        activations += matmul_parameters(profile) * DTYPE_BYTES[precision.compute]
     return MemoryForecast(
         weights=round(weights),
         gradients=round(gradients),
@@ -45,10 +48,19 @@ def forecast(
     )
 
 
+def matmul_parameters(profile: ArchitectureProfile) -> int:
+    """Parameters that take part in matrix products: projections and output head, but no embeddings and norms."""
+    if not profile.role_parameters:
+        return profile.parameters
+    layered = ("attn.", "mlp.", "mixer")
+    projections = sum(count for role, count in profile.role_parameters.items() if role.startswith(layered))
+    return projections + (profile.role_parameters.get("head") or profile.vocab_size * profile.hidden_size)
+
+
 def layer_elements_per_token(profile: ArchitectureProfile) -> int:
     """Numbers per token that one decoder layer keeps for the backward pass, with adapters on its projections.
 
-    8 H for residual stream, norms and inputs of the projections, 2 (heads + 2 kv) x head_dim
+    8 H for residual stream, norms and inputs of the projections, 2 (heads + kv) x head_dim
     for queries, keys, values and the attention output, 5 I for gate, up, activation, product and input of `down`.
     """
     attention = max(

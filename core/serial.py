@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Mapping
 from functools import cache
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from luthier.core.frozen import FrozenDict, freeze
@@ -21,7 +22,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """Dicts, lists, strings, numbers, booleans and None; sets become sorted lists."""
+    """Dicts, lists, strings, numbers, booleans and None; sets become sorted lists, paths text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -30,7 +31,7 @@ def to_plain(value: Any) -> Any:
         return sorted(to_plain(item) for item in value)
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
-    return value
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def from_plain(cls: type[T], plain: Any) -> T:
