@@ -116,7 +116,8 @@ def _opened(value: Any, hint: Any) -> Any:
         return {}
     if Choice in dataclasses_in(hint):
         return {"use": value} if isinstance(value, str) else value
-    return expand_shorthand(hint, value) if isinstance(value, str | dict) else value
+    one_of_many = isinstance(value, dict) and any(is_list(branch) for branch in branches(hint))
+    return expand_shorthand(hint, value) if isinstance(value, str) or one_of_many else value
 
 
 def parse_choice(value: Any, where: str) -> Choice:

@@ -56,7 +56,11 @@ def shown(value: Any) -> str:
         kind = "a mapping"
     elif isinstance(value, list | tuple):
         kind = "a list"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:
+        # The value comes from anywhere, and its repr() is its own; what is wrong with it matters less than where it is.
+        text = f"something that cannot be shown: {type(error).__name__}"
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind or type(value).__name__})"
 
 

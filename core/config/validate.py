@@ -111,7 +111,7 @@ def relevant(cls: type, errors: list[dict[str, Any]], depth: int = 0) -> list[di
     """Without the errors of those branches of a union that were not meant.
 
     Of `float | tuple[Source, ...]`, a list with a wrong item is an error of the second branch alone: where errors lie
-    inside a branch, the value has its shape; among several of the same shape, the one with the fewest errors was meant.
+    inside a branch, the value has its shape; among several of the same shape, the one whose keys fit was meant.
     """
     kept: list[dict[str, Any]] = []
     groups: dict[tuple[object, ...], dict[str, list[dict[str, Any]]]] = {}
@@ -125,10 +125,14 @@ def relevant(cls: type, errors: list[dict[str, Any]], depth: int = 0) -> list[di
     for prefix, by_branch in groups.items():
         inside = [found for found in by_branch.values() if any(len(error["loc"]) > len(prefix) + 1 for error in found)]
         if inside:
-            kept += relevant(cls, min(inside, key=len), depth + 1)
+            kept += relevant(cls, min(inside, key=_misfit), depth + 1)
         else:
             kept += [found[0] for found in by_branch.values()]
     return kept
+
+
+def _misfit(errors: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    return sum(error["type"] in (*UNKNOWN, *MISSING) for error in errors), len(errors)
 
 
 def describe_error(cls: type, error: dict[str, Any], where: str) -> Problem:

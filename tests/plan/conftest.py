@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
+
 from luthier.core.catalog import BrokenPlugin, Catalog, Offer, Provider
 from luthier.core.config import RunConfig, parse_config
 from luthier.core.contracts import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from luthier.core.contracts import Support
 from luthier.core.errors import ExitCode
 from luthier.core.options import NoOptions

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+
 from luthier.core.contracts import Support
 from luthier.core.traits import any_of
 
@@ -99,7 +100,9 @@ def test_alternatives_that_would_clash_or_are_not_supported_are_not_suggested(sh
     shop.add("optimizer", "other", priority=99, requires=(any_of("params.full_rank"),))
     shop.add("optimizer", "never", priority=99, supports=lambda *args: Support.no("never"))
     shop.add("adapter", "also-thin", priority=99, provides=traits("adapter.low_rank"))
-    assert shop.refused(optimizer="matrix", adapter="thin").problems[0].fix == "take optimizer: climb, or take adapter: whole"
+    assert (
+        shop.refused(optimizer="matrix", adapter="thin").problems[0].fix == "take optimizer: climb, or take adapter: whole"
+    )
 
 
 def test_a_conflict_with_the_model_names_the_model(shop: Any, profiles: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from luthier.core.contracts import MemoryTerms
 from luthier.core.frozen import FrozenDict
 from luthier.core.memory import forecast

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from luthier.core.contracts import Declaration, MemoryTerms, Support
 from luthier.core.errors import ExitCode
 from luthier.core.frozen import FrozenDict
@@ -113,7 +114,10 @@ def test_missing_packages_are_an_environment_problem_with_the_command(shop: Any)
 def test_a_method_that_says_no_is_refused_with_its_reason_and_fix(shop: Any) -> None:
     shop.add("adapter", "picky", supports=lambda profile, environment, config: Support.no("no norms", "take another model"))
     refused = shop.refused(adapter="picky")
-    assert (refused.problems[0].reason, refused.problems[0].fix) == ("adapter: picky says no: no norms", "take another model")
+    assert (refused.problems[0].reason, refused.problems[0].fix) == (
+        "adapter: picky says no: no norms",
+        "take another model",
+    )
     assert refused.code == ExitCode.REFUSED
 
 

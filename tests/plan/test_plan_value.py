@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from luthier.core.config import parse_config
 from luthier.core.frozen import FrozenDict, canonical_json, freeze, thaw
 from luthier.core.options import option
@@ -96,7 +97,9 @@ def test_any_json_in_a_step_survives(plan: Plan, config: dict[str, Any], why: st
             "flag": st.booleans(),
             "names": st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3),
             "table": st.dictionaries(
-                st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False, allow_infinity=False), max_size=3
+                st.text(st.characters(exclude_categories=["Cs"])),
+                st.floats(allow_nan=False, allow_infinity=False),
+                max_size=3,
             ),
         },
     )

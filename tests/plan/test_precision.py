@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from luthier.core.environment import MatmulRate
 from luthier.core.frozen import FrozenDict
 from luthier.core.resolve.precision import decide_precision
@@ -15,9 +16,7 @@ TRAINED = frozenset({"params.full_rank"})
 
 
 def rates(fp32: float, bf16: float) -> FrozenDict[str, MatmulRate]:
-    return FrozenDict(
-        {"float32": MatmulRate(gflops=fp32, error=1e-6), "bfloat16": MatmulRate(gflops=bf16, error=3e-3)}
-    )
+    return FrozenDict({"float32": MatmulRate(gflops=fp32, error=1e-6), "bfloat16": MatmulRate(gflops=bf16, error=3e-3)})
 
 
 @pytest.mark.parametrize(
@@ -53,9 +52,7 @@ def test_a_small_advantage_is_said_to_be_too_small(environments: Callable[..., A
     assert "1.15 times as fast" in precision.why
 
 
-@pytest.mark.parametrize(
-    ("capability", "chosen"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 0), "bf16")]
-)
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 0), "bf16")])
 def test_without_a_probe_a_cuda_device_is_known_by_its_capability(
     environments: Callable[..., Any], capability: tuple[int, int], chosen: str
 ) -> None:

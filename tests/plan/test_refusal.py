@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from luthier.core.contracts import Support
 from luthier.core.errors import ExitCode, PlanRefused, Problem
 from luthier.core.plan import Plan
@@ -15,7 +16,9 @@ from luthier.core.traits import any_of
 
 
 def test_five_independent_faults_are_five_problems(shop: Any) -> None:
-    shop.add("patches", "left", claims=frozenset({"loss.forward"})).add("patches", "right", claims=frozenset({"loss.forward"}))
+    shop.add("patches", "left", claims=frozenset({"loss.forward"})).add(
+        "patches", "right", claims=frozenset({"loss.forward"})
+    )
     shop.add("attention", "far", supports=lambda *args: Support.missing("no CUDA device"))
     refused = shop.refused(
         stage="taech",
