@@ -325,7 +325,7 @@ class RunTrainer(RunTrainerMixin, Trainer):
             raise DataError(
                 f"no token of optimizer step {self.state.global_step + 1} is supervised",
                 where="data",
-                fix="look at the rows with `luthier data inspect`; set `data.train_on: all` to learn every token",
+                fix="raise `train.batch_tokens` or `train.accumulation`, or set `data.train_on: all` to learn every token",
             )
         return batches, torch.tensor(items, device=device)
 

@@ -32,5 +32,5 @@ def _dispatch(words: list[str]) -> int:
         plugin_verbs = catalog.commands
         if verb in plugin_verbs or catalog.broken_for("command", verb):
             return catalog.command(verb).run(words[words.index(verb) + 1 :])
-    result = build_app(plugin_verbs)(args=words, standalone_mode=False)
+    result = build_app(plugin_verbs)(args=words, prog_name="luthier", standalone_mode=False)
     return int(result or 0)

@@ -68,7 +68,7 @@ def supports(profile: ArchitectureProfile, environment: Environment, config: Lor
     words = {"attn": "attention projections", "mlp": "MLP projections", "experts": "expert weights"}
     if missing:
         names = ", ".join(f"{role} ({words.get(role, ROLES.get(role, 'role'))})" for role in missing)
-        has = ", ".join(role for role in profile.roles)
+        has = ", ".join(role for role, found in profile.roles.items() if any(group.kind in LINEAR_KINDS for group in found))
         return Support.no(f"{profile.model_type} has no modules of role {names}", f"take target from: {has}")
     groups = target_groups(profile, config)
     odd = [group for group in groups if group.kind not in LINEAR_KINDS]
@@ -76,6 +76,11 @@ def supports(profile: ArchitectureProfile, environment: Environment, config: Lor
         return Support.no(
             f"{odd[0].pattern} is a {odd[0].kind} of {profile.model_type}, not a linear layer",
             "leave that role out of target",
+        )
+    if profile.tied_embeddings and any(group in profile.groups("head") for group in groups):
+        return Support.no(
+            f"the head of {profile.model_type} shares its matrix with the embeddings: an update of one could not be merged",
+            "leave `head` out of target",
         )
     if not groups:
         return Support.no(f"no linear projection was recognised in {profile.model_type}", "see `luthier profile`")

@@ -142,6 +142,16 @@ def test_lora_says_no_where_a_role_is_missing(load: Load) -> None:
     assert "experts" in refusal.reason
 
 
+def test_lora_says_no_to_a_tied_head(load: Load) -> None:
+    _, untied = load("llama")
+    assert lora.supports(untied, HERE, LoraConfig(target=("attn", "head")))
+    _, tied = load("gemma2")
+    assert tied.tied_embeddings
+    refusal = lora.supports(tied, HERE, LoraConfig(target=("attn", "head")))
+    assert not refusal
+    assert "shares its matrix" in refusal.reason
+
+
 @pytest.mark.parametrize("target", [(), ("q_proj",)])
 def test_lora_refuses_targets_that_are_no_roles(target: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="role"):
