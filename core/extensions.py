@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from luthier.core.contracts import DataKind
 from luthier.core.frozen import FrozenDict
@@ -72,9 +72,15 @@ class ArchitectureFamily:
     decoder: str = ""
 
 
+BUILT_IN_VERBS: Final = ("demo", "plan", "train", "methods", "explain", "profile", "doctor")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A verb of the command line. `run(arguments)` gets the words after the verb and returns the exit code."""
+    """A verb of the command line. `run(arguments)` gets the words after the verb and returns the exit code.
+
+    The name of a built-in verb cannot be taken: the plugin would be listed as broken.
+    """
 
     name: str
     summary: str

@@ -25,7 +25,7 @@ from luthier.core.contracts import (
     Phase,
     TrainingStage,
 )
-from luthier.core.extensions import ArchitectureFamily, Command, DataFormat, Preset
+from luthier.core.extensions import BUILT_IN_VERBS, ArchitectureFamily, Command, DataFormat, Preset
 from luthier.core.hookspecs import HOOKS
 from luthier.core.profile import ROLES
 from luthier.core.serial import hints_of
@@ -49,6 +49,7 @@ _CALLABLES: Final[dict[type[Any], tuple[str, ...]]] = {
     Command: ("run",),
 }
 _OPTIONAL_CALLABLES: Final[dict[type[Any], tuple[str, ...]]] = {
+    ModelPatch: ("prepare",),
     Adapter: ("merge", "save", "load"),
     AttentionKernel: ("register",),
 }
@@ -116,6 +117,8 @@ def _name_problems(value: Any) -> Iterator[str]:
         yield "a name is made of lower-case letters, digits, '-' and '_', and starts with a letter or digit"
     elif value.name in RESERVED:
         yield f"the name {value.name!r} has a meaning of its own in configuration files"
+    elif isinstance(value, Command) and value.name in BUILT_IN_VERBS:
+        yield f"{value.name!r} is a built-in verb, which no plugin can take"
     if not isinstance(value, ArchitectureFamily) and not (isinstance(value.summary, str) and value.summary.strip()):
         yield "the summary is empty: `luthier methods` shows it"
 

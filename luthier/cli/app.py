@@ -8,7 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-VERBS: Final = ("demo", "plan", "train", "methods", "explain", "profile", "doctor")
+from luthier.core.extensions import BUILT_IN_VERBS as VERBS
+
 
 Config = Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)]
 Overrides = Annotated[
