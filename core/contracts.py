@@ -192,8 +192,8 @@ class ModelPatch(Method[C]):
 class Adapter(Method[C]):
     """Decides which parameters train. `attach(model, profile, config)` returns the model to train, trainables marked.
 
-    `save(model, folder)` and `load(model, folder, trainable)` default to the layouts of PEFT and transformers. `merge(model)`
-    returns the model with the update folded into plain weights, where that can be done.
+    `save(model, folder)` and `load(model, folder, trainable)` default to the layouts of PEFT and transformers.
+    `merge(model)` returns the model with the update folded into plain weights, where that can be done.
     """
 
     slot: ClassVar[str] = "adapter"

@@ -47,7 +47,7 @@ class DataFormat:
 class Preset:
     """A name for a combination. Written where a method of `slot` would stand, it expands to `config`.
 
-        Preset(name="qlora", slot="adapter", summary="LoRA over NF4 weights.", config={"adapter": "lora", "patches": ["nf4"]})
+        Preset(name="frugal", slot="adapter", summary="...", config={"adapter": "lora", "patches": ["checkpointing"]})
 
     Options written beside the name go to the method that `config` puts into the same slot; what the user set in another
     slot is kept, and a contradiction is a problem of the plan.

@@ -1,8 +1,8 @@
 """`option()`: a documented, bounded field of a method's configuration dataclass, with the standard library only.
 
-    @dataclass(frozen=True, kw_only=True)
-    class LionConfig:
-        lr: float = option(1e-4, "Learning rate.", gt=0)
+@dataclass(frozen=True, kw_only=True)
+class LionConfig:
+    lr: float = option(1e-4, "Learning rate.", gt=0)
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def plan(
 ) -> Plan:
     """What a run would do and why, decided from the model's configuration, this machine and the installed plugins.
 
-    Loads no weights. Raises PlanRefused with every problem, ModelError or DataError where the model or the data cannot be read.
+    Loads no weights. Raises PlanRefused with every problem, ModelError or DataError where the model or
+    the data cannot be read.
     """
     from luthier.core.resolve import resolve
     from luthier.registry.catalog import discover

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from luthier.core.extensions import BUILT_IN_VERBS as VERBS
+from luthier.core.extensions import BUILT_IN_VERBS
 
+VERBS: Final = BUILT_IN_VERBS
 
 Config = Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)]
 Overrides = Annotated[
@@ -34,8 +35,8 @@ def build_app(plugin_verbs: Mapping[str, Any]) -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog="Any verb takes --debug, which shows tracebacks. Exit codes: 0 done, 2 refused, 3 environment, 4 data, 5 over the "
-        "memory budget, 6 out of memory, 130 interrupted.",
+        epilog="Any verb takes --debug, which shows tracebacks. Exit codes: 0 done, 2 refused, 3 environment, 4 data, "
+        "5 over the memory budget, 6 out of memory, 130 interrupted.",
     )
     app.callback(help=HELP)(root)
     for verb in (demo, plan, train, methods, explain, profile, doctor):

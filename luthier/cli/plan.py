@@ -45,8 +45,8 @@ def show_plan(plan: Plan, console: Any) -> None:
     console.print(table)
     memory = plan.memory
     console.print(
-        f"memory (predicted)  weights {size(memory.weights)}, gradients {size(memory.gradients)}, optimizer {size(memory.optimizer)}, "
-        f"activations {size(memory.activations)}: peak {size(memory.peak)}"
+        f"memory (predicted)  weights {size(memory.weights)}, gradients {size(memory.gradients)}, "
+        f"optimizer {size(memory.optimizer)}, activations {size(memory.activations)}: peak {size(memory.peak)}"
     )
     for entry in plan.rejected:
         console.print(Text.assemble(("not taken  ", "dim"), f"{entry.slot}: {entry.method}: {entry.reason}"))

@@ -65,19 +65,13 @@ def print_report(results: dict[str, Any]) -> None:
     """The end of a run as a person reads it, on standard output."""
     memory = results["memory"]
     folder = results["output"]
+    held_out = f"   held out {results['eval_loss']:.4f}" if "eval_loss" in results else ""
+    measured, predicted = size(memory["measured_peak"]), size(memory["predicted"]["peak"])
+    trained = f"{results['trained_tokens_per_second']:.0f}"
     lines = [
-        (
-            "loss",
-            f"{results['train_loss']:.4f}" + (f"   held out {results['eval_loss']:.4f}" if "eval_loss" in results else ""),
-        ),
-        (
-            "speed",
-            f"{results['tokens_per_second']:.0f} tokens/s, of these {results['trained_tokens_per_second']:.0f} trained",
-        ),
-        (
-            "memory",
-            f"peak {size(memory['measured_peak'])} {memory['measured_is']}; predicted {size(memory['predicted']['peak'])} of tensors",
-        ),
+        ("loss", f"{results['train_loss']:.4f}{held_out}"),
+        ("speed", f"{results['tokens_per_second']:.0f} tokens/s, of these {trained} trained"),
+        ("memory", f"peak {measured} {memory['measured_is']}; predicted {predicted} of tensors"),
         ("time", duration(results["seconds"])),
         ("written", f"{folder}/  (weights, all_results.json, training_loss.png, README.md)"),
     ]

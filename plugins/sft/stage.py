@@ -47,7 +47,9 @@ def train(runtime: Runtime) -> dict[str, float]:
     )
     if schedule.oversized:
         limit = f"train.batch_tokens ({options.batch_tokens})"
-        runtime.emit("warning", f"{schedule.oversized} batches of a single row are longer than {limit}: they need more memory")
+        runtime.emit(
+            "warning", f"{schedule.oversized} batches of a single row are longer than {limit}: they need more memory"
+        )
     trainer = RunTrainer(
         runtime=runtime,
         schedule=schedule,
