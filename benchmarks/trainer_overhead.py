@@ -35,10 +35,10 @@ LIMIT: Final = 1.03
 # name: hidden size, intermediate size, layers, heads, vocabulary, optimizer steps
 MODELS: Final = {
     "tiny": (64, 128, 2, 2, 512, 150),
-    "smol-11m": (256, 684, 10, 4, 16384, 33),
-    "smol-26m": (384, 1024, 12, 6, 16384, 18),
+    "smol-11m": (256, 684, 10, 4, 16384, 28),
+    "smol-26m": (384, 1024, 12, 6, 16384, 15),
 }
-BATCH_TOKENS: Final = 512
+BATCH_TOKENS: Final = 256
 ACCUMULATION: Final = 2
 
 

@@ -93,10 +93,10 @@ class MemoryMeter:
 
 
 def _status(key: str) -> int:
-    for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
+    _, found, rest = STATUS.read_bytes().partition(key.encode())
+    if not found:
+        raise KeyError(key)
+    return int(rest.split(maxsplit=1)[0]) * 1024
 
 
 def _resident() -> int:

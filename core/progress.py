@@ -84,15 +84,17 @@ class StepWatch:
         if self._started is None:
             self._started = time.perf_counter()
 
-    def count(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Add the real (not padding) and the supervised tokens of these micro-batches."""
+    def count(self, batches: Iterable[Mapping[str, Any]], trained: Any = None) -> None:
+        """Add the real (not padding) and the supervised tokens of these micro-batches; `trained` where they are counted."""
         for batch in batches:
             if "attention_mask" in batch:
                 self._tokens = self._tokens + batch["attention_mask"].sum()
             elif "input_ids" in batch:
                 self._tokens = self._tokens + batch["input_ids"].numel()
-            if "labels" in batch:
+            if trained is None and "labels" in batch:
                 self._trained = self._trained + supervised_tokens(batch["labels"])
+        if trained is not None:
+            self._trained = self._trained + trained
 
     def loss(self, step: int, loss: Tensor) -> None:
         """Remember the loss of a micro-batch of optimizer step `step` (counted from 1) until the next report."""

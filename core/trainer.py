@@ -225,7 +225,7 @@ class RunTrainerMixin:
         """The micro-batches of one optimizer step, counted."""
         self.watch.begin()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
-        self.watch.count(batches)
+        self.watch.count(batches, trained=items)
         return batches, items
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -312,22 +312,16 @@ class RunTrainer(RunTrainerMixin, Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, and how many supervised tokens they hold together.
-
-        Raises DataError when there are none.
-        """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        items = sum(int(supervised_tokens(batch["labels"])) for batch in batches)
-        if batches and not items:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """The supervised tokens of all micro-batches of an optimizer step; raises DataError when there are none."""
+        items = sum(int(supervised_tokens(batch["labels"])) for batch in batch_samples)
+        if not items:
             raise DataError(
                 f"no token of optimizer step {self.state.global_step + 1} is supervised",
                 where="data",
-                fix="raise `train.batch_tokens` or `train.accumulation`, or set `data.train_on: all` to learn every token",
+                fix="look at the rows that are trained on; `data.train_on: all` learns every token",
             )
-        return batches, torch.tensor(items, device=device)
+        return torch.tensor(items, device=device)
 
     def compute_loss(
         self,
