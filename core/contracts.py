@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeAlias, TypeVar
 
 from luthier.core.environment import Environment
+from luthier.core.errors import LuthierError
 from luthier.core.options import NoOptions
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.traits import AnyOf, Claim, Trait
@@ -92,6 +93,8 @@ class MemoryTerms:
     trainable_bytes     bytes per trainable parameter as stored; None for the precision the plan chose
     weight_bytes        bytes per parameter of the base weights; None where the method does not change their storage
     optimizer_bytes     optimizer state bytes per trainable parameter
+    cast_inputs         features per token, all layers together, that the method's modules keep in float32 for the backward
+                        pass where the base weights are narrower
     activation_scale    factor on the activations that the decoder layers keep for the backward pass
     constant            bytes that depend on none of these
     """
@@ -101,6 +104,7 @@ class MemoryTerms:
     trainable_bytes: float | None = None
     weight_bytes: float | None = None
     optimizer_bytes: float = 0.0
+    cast_inputs: int = 0
     activation_scale: float = 1.0
     constant: int = 0
 
@@ -244,8 +248,8 @@ class TrainingStage(Method[C]):
     data_kind: DataKind
 
 
-class NothingPatched(RuntimeError):
-    """Raised by a patch that found nothing to change: the run stops, because a selected method that does nothing lies."""
+class NothingPatched(LuthierError):
+    """Raised by a method that found nothing to change: the run stops, because a selected method that does nothing lies."""
 
 
 SLOTS: Final[dict[str, type[Method[Any]]]] = {

@@ -34,6 +34,8 @@ def forecast(
         optimizer += share.trainable * optimizer_bytes
         scale *= share.activation_scale
     layers = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
+    # A float32 copy in place of the one that `layer_elements_per_token` counts.
+    layers += sum(share.cast_inputs for share in shares) * (DTYPE_BYTES["float32"] - width)
     kept = layers * scale + logits_bytes_per_token(profile, precision)
     activations = kept * batch_tokens
     if precision.autocast and not stored:

@@ -29,7 +29,7 @@ class LoraConfig:
     target: tuple[str, ...] = option(
         ("all",),
         "Roles or role groups to adapt (`attn`, `mlp`, `attn.q`, `mixer`, ...); `all` is every linear projection of the "
-        "decoder layers.",
+        "decoder layers, routed experts excepted.",
     )
     init: Literal["default", "gaussian"] = option(
         "default", "Initial A: PEFT's Kaiming-uniform, or Gaussian with standard deviation 1/rank; B is zero in both."
@@ -88,10 +88,11 @@ def supports(profile: ArchitectureProfile, environment: Environment, config: Lor
 
 
 def memory(profile: ArchitectureProfile, config: LoraConfig) -> MemoryTerms:
-    """rank x (in + out) float32 parameters for every adapted module."""
+    """rank x (in + out) float32 parameters for every adapted module, each of which casts its input to float32."""
     sizes = [((group.in_features or 0) + (group.out_features or 0), group.count) for group in target_groups(profile, config)]
     added = config.rank * sum(size * count for size, count in sizes)
-    return MemoryTerms(trainable=added, added=added, trainable_bytes=4)
+    inputs = sum((group.in_features or 0) * group.count for group in target_groups(profile, config))
+    return MemoryTerms(trainable=added, added=added, trainable_bytes=4, cast_inputs=inputs)
 
 
 def attach(model: nn.Module, profile: ArchitectureProfile, config: LoraConfig) -> nn.Module:
