@@ -94,11 +94,23 @@ class Catalog:
             return self.commands[name].value
         raise self._refusal("command", name, self._unknown("command", name, self.commands))
 
+    def require_architecture(self, model_type: str) -> None:
+        """Raises PluginError where a broken plugin has a family for this model type: detection alone may see it wrongly."""
+        title = f"architecture: {model_type}"
+        for broken in self.broken:
+            if title in broken.names:
+                plugin = broken.provider.plugin
+                fix = f"repair or remove it, or set LUTHIER_DISABLE_PLUGINS={plugin} to go without its description"
+                raise self._broken_error(broken, fix)
+
     def _refusal(self, area: str, name: str, unknown: str) -> PluginError | ConfigError:
         broken = self.broken_for(area, name)
         if broken is None:
             return ConfigError(unknown, where=area)
-        error = PluginError(broken.error, where=f"plugin {broken.provider.plugin} ({broken.provider})")
+        return self._broken_error(broken)
+
+    def _broken_error(self, broken: BrokenPlugin, fix: str = "") -> PluginError:
+        error = PluginError(broken.error, where=f"plugin {broken.provider.plugin} ({broken.provider})", fix=fix)
         if broken.trace:
             error.add_note(broken.trace)
         return error

@@ -77,6 +77,7 @@ def plan(
         gguf_file=reference.gguf_file,
         revision=reference.revision,
     )
+    catalog.require_architecture(profile.model_type)
     environment = environment or read_environment()
     sources, trouble = _survey(config, catalog)
     values = {"model": reference, "profile": profile, "environment": environment, "catalog": catalog, "data": sources}

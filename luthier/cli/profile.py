@@ -34,13 +34,15 @@ def run(model: str, *, as_json: bool, trust_remote_code: bool = False) -> int:
     from luthier.registry.models import resolve_model
 
     reference = resolve_model(model, revision=None, trust_remote_code=trust_remote_code)
+    catalog = discover()
     profile = detect(
         reference.path,
-        families=[offer.value for offer in discover().architectures],
+        families=[offer.value for offer in catalog.architectures],
         trust_remote_code=reference.trust_remote_code,
         gguf_file=reference.gguf_file,
         revision=reference.revision,
     )
+    catalog.require_architecture(profile.model_type)
     if as_json:
         print_json(to_plain(profile))
     else:

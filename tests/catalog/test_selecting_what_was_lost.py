@@ -24,6 +24,10 @@ def luthier_data_formats():
     yield data_format("runes")
 
 @hookimpl
+def luthier_architectures():
+    yield family("mylab", "mistral")
+
+@hookimpl
 def luthier_adapters():
     yield adapter("slim")
     raise OSError("the licence server is down")
@@ -79,10 +83,23 @@ def test_a_configuration(
         assert "the licence server is down" in capsys.readouterr().err
 
 
+def test_a_model_type(losing, tiny_folder: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its family may say what detection gets wrong; a model of another type does not need it."""
+    assert main(["profile", str(tiny_folder("llama"))]) == ExitCode.DONE
+    folder = str(tiny_folder("mistral"))
+    capsys.readouterr()
+    assert main(["profile", folder]) == ExitCode.ENVIRONMENT
+    err = capsys.readouterr().err
+    assert "the licence server is down" in err
+    assert "LUTHIER_DISABLE_PLUGINS=bad" in err
+    monkeypatch.setenv("LUTHIER_DISABLE_PLUGINS", "bad")
+    assert main(["profile", folder]) == ExitCode.DONE
+
+
 def test_everything_else_works(losing, capsys: pytest.CaptureFixture[str]) -> None:
     catalog = discover(strict=False, disabled=())
     assert catalog.slot("adapter").keys() >= {"lora", "full"}
     assert main(["methods", "--json"]) == ExitCode.DONE
     (broken,) = json.loads(capsys.readouterr().out)["broken"]
-    assert broken["names"] == ["adapter: slim", "command: wave", "format: runes"]
+    assert broken["names"] == ["adapter: slim", "architecture: mistral", "command: wave", "format: runes"]
     assert main(["explain", "lora"]) == ExitCode.DONE
