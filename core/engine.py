@@ -19,12 +19,12 @@ from luthier.core.config import parse_config
 from luthier.core.contracts import Adapter, AttentionKernel, ModelPatch, Phase, TrainingStage
 from luthier.core.data import prepare
 from luthier.core.environment import Environment
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, OutOfMemoryError
 from luthier.core.events import Broadcast
 from luthier.core.extensions import RunEvent
 from luthier.core.frozen import thaw
 from luthier.core.loading import load_model, load_tokenizer
-from luthier.core.meter import MemoryMeter
+from luthier.core.meter import MemoryMeter, ran_out_of_memory
 from luthier.core.output import OutputFolder
 from luthier.core.plan import Plan
 from luthier.core.results import assert_same_run, collect_results, write_description, write_report
@@ -75,7 +75,15 @@ def execute(
         except LuthierError as error:
             runtime.emit("error", str(error))
             raise
+        except (MemoryError, RuntimeError) as error:
+            # The stage says more about its own; this is about loading, attaching and saving.
+            if not ran_out_of_memory(error):
+                raise
+            lack = _out_of_memory(runtime, error)
+            runtime.emit("error", str(lack))
+            raise lack from error
         finally:
+            runtime.meter.stop()
             _undo(runtime)
         runtime.emit("finish", **results)
         return results
@@ -146,7 +154,23 @@ def _save(runtime: Runtime, results: dict[str, Any]) -> None:
         write_report(runtime, results, folder)
 
 
+def _out_of_memory(runtime: Runtime, error: BaseException) -> OutOfMemoryError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    weights = runtime.plan.memory.weights / 1024**3
+    return OutOfMemoryError(
+        f"out of memory outside the training steps ({lines[0]}); the weights alone take {weights:.2f} GiB",
+        where=runtime.plan.device,
+        fix="free memory on the device, or take a smaller model or `precision: bf16`",
+    )
+
+
 def _undo(runtime: Runtime) -> None:
-    """Take every patch back, last first, so that a patched class does not outlive the run."""
+    """Take every patch back, last first, so that a patched class does not outlive the run.
+
+    One that cannot be taken back leaves the others to be; it is said, and does not hide why the run ended.
+    """
     while runtime.undo:
-        runtime.undo.pop()()
+        try:
+            runtime.undo.pop()()
+        except Exception as error:
+            runtime.emit("warning", f"a patch could not be taken back: {type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import LuthierError, MissingEnvironmentError, ModelError
 from luthier.core.frozen import thaw
+from luthier.core.meter import ran_out_of_memory
 from luthier.core.plan import ModelReference, Plan
 from luthier.core.saving import quiet
 
@@ -102,6 +103,8 @@ def _failures(model: ModelReference, what: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingEnvironmentError(f"loading the {what} needs a package: {error}", where=model.path) from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        if ran_out_of_memory(error):
+            raise  # no fault of the model; the engine says what ran out
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the {what} cannot be loaded: {first}", where=model.path) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,6 @@ def _decisive(plan: Plan) -> dict[str, Any]:
     plain: dict[str, Any] = {key: value for key, value in thaw(plan.config).items() if key != "output"}
     return plain | {
         "model_path": plan.model.path,
-        "precision_taken": plan.precision.name,
         "methods": [f"{step.slot}: {step.method} ({step.provider})" for step in plan.steps],
     }
 
@@ -78,7 +78,7 @@ def collect_results(
         "methods": {step.slot: step.method for step in plan.steps if step.slot != "patches"}
         | {"patches": [step.method for step in plan.steps_in("patches")]},
         "model": plan.model.name,
-        **metrics,
+        **_finite(runtime, metrics),
         "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "parameters": sum(parameter.numel() for parameter in parameters),
         "seconds": round(seconds, 3),
@@ -95,6 +95,14 @@ def collect_results(
         "output": str(runtime.output.path),
         "versions": {name: version(name) for name in ("luthier", "torch", "transformers", "peft")},
     }
+
+
+def _finite(runtime: Runtime, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that JSON can hold: one that is no number is said and left out, because the weights are still to save."""
+    lost = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    for name in lost:
+        runtime.emit("warning", f"the metric {name} is {metrics[name]}; all_results.json leaves it out")
+    return {name: value for name, value in metrics.items() if name not in lost}
 
 
 def write_report(runtime: Runtime, results: Mapping[str, Any], folder: Path) -> None:

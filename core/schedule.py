@@ -44,6 +44,17 @@ def warmup_steps(options: OptimizerOptions, steps: int) -> int:
     return min(math.ceil(round(options.warmup * steps, 6)), steps)
 
 
+def clipped_warmup(options: object, steps: int) -> str | None:
+    """What to tell the user where the warm-up is longer than the run, so that the peak rate is never reached; else None."""
+    if not isinstance(options, OptimizerOptions) or options.warmup <= max(steps, 1):
+        return None
+    peak = options.lr * steps / (steps + 1)
+    return (
+        f"optimizer.warmup asks for {math.ceil(options.warmup)} steps and the run has {steps}: the whole run is warm-up, up "
+        f"to a rate of {peak:.2e} where {options.lr:.2e} was asked for"
+    )
+
+
 def learning_rate_factor(step: int, options: OptimizerOptions, steps: int) -> float:
     """The factor on `lr` for optimizer step `step` (counted from 0) of `steps`.
 

@@ -23,7 +23,7 @@ from luthier.core.environment import Environment
 from luthier.core.errors import PlanRefused, Problem
 from luthier.core.frozen import FrozenDict, freeze, thaw
 from luthier.core.memory import forecast
-from luthier.core.plan import ModelReference, Plan, Rejected, SourceSummary, Step
+from luthier.core.plan import ModelReference, Plan, Precision, Rejected, SourceSummary, Step
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.auto import AUTO_ORDER, fill
 from luthier.core.resolve.compat import clashes
@@ -95,7 +95,7 @@ def resolve(
         profile=profile,
         steps=steps,
         precision=precision,
-        config=resolved_config(config, picks),
+        config=resolved_config(config, picks, precision),
         data=tuple(data),
         device=environment.device,
         traits=tuple(sorted(facts)),
@@ -107,8 +107,11 @@ def resolve(
     )
 
 
-def resolved_config(config: RunConfig, picks: Sequence[Pick]) -> FrozenDict[str, Any]:
-    """The configuration as plain data with every slot named and every option written out; it parses to itself."""
+def resolved_config(config: RunConfig, picks: Sequence[Pick], precision: Precision) -> FrozenDict[str, Any]:
+    """The configuration as plain data with every slot named and every option written out; it parses to itself.
+
+    The precision is the one that was taken: the run can be resumed where the dtype probe would decide otherwise.
+    """
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         name = field.name
@@ -118,6 +121,7 @@ def resolved_config(config: RunConfig, picks: Sequence[Pick]) -> FrozenDict[str,
             plain[name] = written if name == "patches" else written[0]
         else:
             plain[name] = to_plain(getattr(config, name))
+    plain["precision"] = precision.name
     return FrozenDict(freeze(plain))
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from luthier.core.data import BatchSchedule, collate
+from luthier.core.schedule import clipped_warmup
 from luthier.core.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def train(runtime: Runtime) -> dict[str, float]:
         runtime.emit(
             "warning", f"{schedule.oversized} batches of a single row are longer than {limit}: they need more memory"
         )
+    _, optimizer = runtime.method(runtime.plan.step("optimizer"))
+    clipped = clipped_warmup(optimizer, schedule.steps)
+    if clipped:
+        runtime.emit("warning", clipped)
     trainer = RunTrainer(
         runtime=runtime,
         schedule=schedule,
         eval_schedule=held_out,
         data_collator=partial(collate, pad_token_id=runtime.tokenizer.pad_token_id),
     )
-    metrics = trainer.fit()
-    evaluations = [record for record in runtime.output.metrics() if record.get("event") == "evaluate"]
-    if evaluations:
-        metrics["eval_loss"] = evaluations[-1]["loss"]
-    return metrics
+    return trainer.fit()

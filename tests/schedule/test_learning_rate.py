@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from luthier.core.schedule import OptimizerOptions, Schedule, build_schedule, learning_rate_factor, warmup_steps
+from luthier.core.schedule import (
+    OptimizerOptions,
+    Schedule,
+    build_schedule,
+    clipped_warmup,
+    learning_rate_factor,
+    warmup_steps,
+)
 
 STEPS = 50
 
@@ -116,6 +123,17 @@ def test_every_whole_percentage_of_a_hundred_steps_is_that_many_steps() -> None:
 def test_a_warm_up_as_long_as_the_run_never_decays() -> None:
     ours = rates(OptimizerOptions(schedule="cosine", warmup=1000), 4)
     assert ours == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(0.5, False), (1, False), (8, False), (9, True), (20, True)])
+def test_a_warm_up_longer_than_the_run_is_told(warmup: float, told: bool) -> None:
+    options = OptimizerOptions(lr=1e-3, warmup=warmup)
+    text = clipped_warmup(options, 8)
+    assert (text is not None) == told
+    if text is not None:
+        assert f"{warmup} steps and the run has 8" in text
+        assert f"{max(rates(options, 8, lr=1e-3)):.2e}" in text  # the highest rate that the run really has
+    assert clipped_warmup(object(), 8) is None
 
 
 def test_a_run_of_one_step_without_warm_up_takes_the_peak() -> None:
