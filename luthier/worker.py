@@ -39,15 +39,22 @@ def run_in_worker(
         path = Path(folder) / "plan.json"
         path.write_text(plan.to_json(), encoding="utf-8")
         read_end, write_end = os.pipe()
-        words = [sys.executable, "-m", "luthier.worker", str(path), str(write_end)]
+        # -P: the folder the user stands in is no place to import from; a file called random.py there would be.
+        words = [sys.executable, "-P", "-m", "luthier.worker", str(path), str(write_end)]
         words += ["--resume"] * resume + ["--overwrite"] * overwrite
         process = subprocess.Popen(words, pass_fds=(write_end,), start_new_session=True)  # noqa: S603  # our own interpreter
         os.close(write_end)
         watcher = threading.Thread(target=_pass_on_stop, args=(stop, process), daemon=True)
         watcher.start()
-        with os.fdopen(read_end, encoding="utf-8") as pipe:
-            result, error = _listen(pipe, observers)
-        code = process.wait()
+        try:
+            with os.fdopen(read_end, encoding="utf-8") as pipe:
+                result, error = _listen(pipe, observers)
+            code = process.wait()
+        except BaseException:
+            # A second Ctrl-C: in a session of its own the worker would train on, with nobody to hear it.
+            process.kill()
+            process.wait()
+            raise
     if error is not None:
         raise WorkerError(error, code)
     if result is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from luthier.core.errors import ExitCode, LuthierError, PlanRefused
@@ -21,7 +22,7 @@ def guarded(words: list[str], run: Callable[[list[str]], int]) -> int:
     except LuthierError as error:
         code = int(getattr(error, "code", error.exit_code))
         if debug:
-            raise
+            traceback.print_exception(error)
         report(error, code, as_json)
         return code
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ class Progress:
         elif event.kind == "evaluate":
             self._say(f"held-out loss {values['loss']:.4f} at step {values['step']}")
         elif event.kind == "checkpoint":
-            self._say(f"checkpoint {values['folder']}")
+            self._say(f"checkpoint {_plain(values['folder'])}")
         elif event.kind == "warning":
             self._say(f"[yellow]warning[/]  {_plain(event.message)}")
         elif event.kind in ("phase", "notice") and event.message:

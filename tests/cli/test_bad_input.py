@@ -171,9 +171,12 @@ def test_json_errors_are_one_document(luthier: Run, write_config: Write, tmp_pat
     assert "no such configuration" in err
 
 
-def test_debug_shows_the_traceback(write_config: Write) -> None:
-    from luthier.cli import main
-    from luthier.core.errors import PlanRefused
-
-    with pytest.raises(PlanRefused):
-        main(["plan", str(write_config(adapter="lroa")), "--debug"])
+def test_debug_adds_the_traceback_and_changes_nothing_else(luthier: Run, write_config: Write) -> None:
+    config = write_config(adapter="lroa")
+    plain = luthier("plan", config, "--json")
+    code, out, err = luthier("plan", config, "--json", "--debug")
+    assert (code, out) == plain[:2]
+    assert code == 2
+    assert "Traceback" in err
+    assert "Traceback" not in plain[2]
+    assert err.endswith(plain[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from luthier.core.frozen import FrozenDict
 
 PLUGIN = """
 import os, sys
@@ -59,7 +62,10 @@ def config(tmp_path: Path, tiny_folder: Callable[..., Path]) -> Path:
     return path
 
 
-def train(config: Path, site: Path, tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def train(
+    config: Path, site: Path, tmp_path: Path, *words: str, command: str = "-m luthier"
+) -> subprocess.CompletedProcess[str]:
+    """`command` "luthier" is the installed script, which does not look for modules in the current folder."""
     import os
 
     environment = os.environ | {
@@ -67,8 +73,10 @@ def train(config: Path, site: Path, tmp_path: Path, *words: str) -> subprocess.C
         "PROOF": str(tmp_path / "proof"),
         "LUTHIER_CACHE": str(tmp_path / "cache"),
     }
-    command = [sys.executable, "-m", "luthier", "train", str(config), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    start = [str(Path(sys.executable).with_name("luthier"))] if command == "luthier" else [sys.executable, *command.split()]
+    return subprocess.run(
+        [*start, "train", str(config), *words], capture_output=True, text=True, check=False, env=environment
+    )
 
 
 def test_isolated_patch_comes_first_in_a_process_of_its_own(hermit: Path, config: Path, tmp_path: Path) -> None:
@@ -87,3 +95,47 @@ def test_an_error_in_the_worker_keeps_its_message_and_code(hermit: Path, config:
     assert done.returncode == 2
     assert "--overwrite" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_does_not_outlive_a_run_that_is_stopped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second Ctrl-C is a KeyboardInterrupt in the parent; the worker, in a session of its own, never hears it."""
+    from luthier import worker
+    from luthier.core.plan import ModelReference, Plan, Precision
+    from luthier.core.profile import ArchitectureProfile
+
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Sleeper(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, words: list[str], **options: object) -> None:
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], **options)  # type: ignore[call-overload]
+            started.append(self)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.subprocess, "Popen", Sleeper)
+    monkeypatch.setattr(worker, "_listen", interrupted)
+    plan = Plan(
+        model=ModelReference(name="m", path="m", kind="folder"),
+        profile=ArchitectureProfile(
+            model_type="m", architecture="M", decoder="", layers=1, layer_classes=(), hidden_size=1, vocab_size=1
+        ),
+        steps=(),
+        precision=Precision(name="fp32", weights="float32", compute="float32", why=""),
+        config=FrozenDict(),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        worker.run_in_worker(plan, observers=(), resume=False, overwrite=False)
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_the_worker_imports_nothing_from_the_folder_the_user_stands_in(
+    hermit: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands = tmp_path / "stands"
+    stands.mkdir()
+    (stands / "colorsys.py").write_text("raise RuntimeError('imported from where the user stands')")
+    (hermit / "hermit.py").write_text("import colorsys\n" + PLUGIN)
+    monkeypatch.chdir(stands)
+    done = train(config, hermit, tmp_path, command="luthier")
+    assert done.returncode == 0, done.stderr
