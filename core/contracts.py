@@ -92,7 +92,8 @@ class MemoryTerms:
     added               of these, how many are new parameters beside the model's own
     trainable_bytes     bytes per trainable parameter as stored; None for the precision the plan chose
     weight_bytes        bytes per parameter of the base weights; None where the method does not change their storage
-    optimizer_bytes     optimizer state bytes per trainable parameter
+    optimizer_bytes     optimizer state bytes per trainable parameter, whatever format that is stored in
+    optimizer_copies    numbers of optimizer state per trainable parameter, in the parameter's own format
     cast_inputs         features per token, all layers together, that the method's modules keep in float32 for the backward
                         pass where the base weights are narrower
     activation_scale    factor on the activations that the decoder layers keep for the backward pass
@@ -104,6 +105,7 @@ class MemoryTerms:
     trainable_bytes: float | None = None
     weight_bytes: float | None = None
     optimizer_bytes: float = 0.0
+    optimizer_copies: float = 0.0
     cast_inputs: int = 0
     activation_scale: float = 1.0
     constant: int = 0

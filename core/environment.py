@@ -45,8 +45,3 @@ class Environment:
     def traits(self) -> frozenset[Trait]:
         """Facts about the machine that methods may require or conflict with."""
         return frozenset({f"device.{self.device}", f"engine.{self.engine}"})
-
-    @property
-    def available_memory(self) -> int:
-        """Bytes of the memory that the weights will live in."""
-        return self.device_memory if self.device != "cpu" else self.memory

@@ -26,12 +26,13 @@ def forecast(
     weights = profile.parameters * (stored[0] if stored else width)
     gradients = optimizer = 0.0
     optimizer_bytes = sum(share.optimizer_bytes for share in shares)
+    optimizer_copies = sum(share.optimizer_copies for share in shares)
     scale = 1.0
     for share in shares:
         per_parameter = share.trainable_bytes if share.trainable_bytes is not None else width
         weights += share.added * per_parameter + share.constant
         gradients += share.trainable * per_parameter
-        optimizer += share.trainable * optimizer_bytes
+        optimizer += share.trainable * (optimizer_bytes + optimizer_copies * per_parameter)
         scale *= share.activation_scale
     layers = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
     # A float32 copy in place of the one that `layer_elements_per_token` counts.

@@ -214,10 +214,3 @@ class ArchitectureProfile:
     def has_attention(self) -> bool:
         """Whether at least one layer has softmax attention."""
         return any(group.kind not in ("linear", "none") for group in self.attention)
-
-    @property
-    def linear_modules(self) -> int:
-        """How many linear projections the decoder layers hold (Conv1D and fused experts included)."""
-        outside = ("norm", "embed", "head")
-        layered = (role for role in self.roles if role.partition(".")[0] not in outside)
-        return sum(group.count for role in layered for group in self.roles[role])

@@ -45,8 +45,8 @@ def build(model: nn.Module, config: AdamWConfig) -> tuple[Optimizer, tuple[After
 
 
 def memory(profile: ArchitectureProfile, config: AdamWConfig) -> MemoryTerms:
-    """Two float32 moments per trainable parameter."""
-    return MemoryTerms(optimizer_bytes=8)
+    """Two moments per trainable parameter, in its own format: torch makes them like the parameter."""
+    return MemoryTerms(optimizer_copies=2)
 
 
 @hookimpl

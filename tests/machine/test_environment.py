@@ -89,7 +89,6 @@ def test_environment_of_this_machine() -> None:
     assert read.matmul == {}
     assert read.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert read.cores <= (os.cpu_count() or 1)
-    assert read.available_memory > 0
     assert read.packages["torch"] == importlib.metadata.version("torch")
     assert f"device.{read.device}" in read.traits
     assert hash(read) == hash(read_environment(probe=False))

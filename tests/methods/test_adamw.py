@@ -7,9 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
+from luthier.core.contracts import MemoryTerms
+from luthier.core.memory import forecast
+from luthier.core.plan import Precision
 from luthier.plugins import adamw
 from luthier.plugins.adamw import AdamWConfig
+from luthier.registry.detect import detect
 
 
 def small_model() -> nn.Module:
@@ -65,15 +70,18 @@ def test_only_trainable_parameters_and_fused() -> None:
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
-def test_state_bytes_are_as_predicted() -> None:
-    model = nn.Linear(64, 64, bias=False)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_bytes_are_as_predicted(dtype: Any) -> None:
+    model = nn.Linear(64, 64, bias=False, dtype=getattr(torch, dtype))
     optimizer, _ = adamw.build(model, AdamWConfig())
-    model(torch.randn(2, 64)).sum().backward()
+    model(torch.randn(2, 64, dtype=getattr(torch, dtype))).sum().backward()
     optimizer.step()
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     measured = sum(tensor.numel() * tensor.element_size() for tensor in moments)
-    predicted = adamw.memory(None, AdamWConfig()).optimizer_bytes  # type: ignore[arg-type]
-    assert measured == predicted * 64 * 64
+    profile = detect(LlamaConfig(num_hidden_layers=1))
+    terms = [MemoryTerms(trainable=64 * 64), adamw.memory(profile, AdamWConfig())]
+    precision = Precision(name="fp32", weights=dtype, compute=dtype, why="")
+    assert measured == forecast(profile, terms, precision, batch_tokens=8).optimizer
 
 
 def test_betas_outside_their_range_are_refused() -> None:

@@ -53,7 +53,7 @@ def test_casted_copies_are_of_what_is_multiplied_only(profiles: Callable[..., An
 
 
 def test_full_training_in_pure_bf16_keeps_two_byte_weights_and_gradients(profile: Any) -> None:
-    memory = forecast(profile, [MemoryTerms(trainable=P), MemoryTerms(optimizer_bytes=4)], BF16, batch_tokens=8)
+    memory = forecast(profile, [MemoryTerms(trainable=P), MemoryTerms(optimizer_copies=2)], BF16, batch_tokens=8)
     assert held(memory) == 8  # bf16 weights, gradients and two bf16 moments
 
 
