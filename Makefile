@@ -9,6 +9,7 @@ CODE   := luthier core registry plugins benchmarks tests docs/gen
 
 export OMP_WAIT_POLICY ?= passive
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+export NO_MKDOCS_2_WARNING ?= 1
 
 .PHONY: setup demo test test-all test-gpu check typing format docs bench clean
 

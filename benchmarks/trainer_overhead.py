@@ -125,7 +125,7 @@ def our_trainer(name: str, folder: Path) -> Any:
 
     model, rows, schedule = build(name)
     (optimizer,), (adapter,) = luthier_optimizers(), luthier_adapters()
-    methods = {
+    methods: dict[str, dict[str, Offer[Any]]] = {
         method.slot: {method.name: Offer(value=method, provider=Provider(plugin="x"))} for method in (optimizer, adapter)
     }
     plan = Plan(
