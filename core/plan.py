@@ -16,6 +16,8 @@ from luthier.core.profile import ArchitectureProfile
 from luthier.core.serial import from_plain, to_plain
 
 PLAN_VERSION: Final = 1
+# Keys of `train` that decide what is reported and kept, and no weight: a run is resumed with others as well.
+REPORTING: Final = frozenset({"log_every", "eval_every", "save_every", "keep_checkpoints"})
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -149,7 +151,14 @@ class Plan:
             "model": to_plain(self.model),
             "steps": [[step.slot, step.method, step.provider, thaw(step.config)] for step in self.steps],
             "precision": self.precision.name,
-            "config": {key: value for key, value in thaw(self.config).items() if key != "output"},
+            "config": self.decisive_config(),
             "load_options": thaw(self.load_options),
         }
         return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()[:16]
+
+    def decisive_config(self) -> dict[str, Any]:
+        """The configuration as plain data, without what changes no weight: `output`, when to report, evaluate and save."""
+        config: dict[str, Any] = {key: value for key, value in thaw(self.config).items() if key != "output"}
+        if "train" in config:
+            config["train"] = {key: value for key, value in config["train"].items() if key not in REPORTING}
+        return config

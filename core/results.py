@@ -46,8 +46,7 @@ def assert_same_run(output: OutputFolder, plan: Plan) -> None:
 
 
 def _decisive(plan: Plan) -> dict[str, Any]:
-    plain: dict[str, Any] = {key: value for key, value in thaw(plan.config).items() if key != "output"}
-    return plain | {
+    return plan.decisive_config() | {
         "model_path": plan.model.path,
         "methods": [f"{step.slot}: {step.method} ({step.provider})" for step in plan.steps],
     }

@@ -110,10 +110,23 @@ def test_a_run_can_be_resumed_where_the_probe_decides_otherwise(
         return lambda *_: found
 
     monkeypatch.setattr(probe, "matmul_rates", rates(50))
-    assert luthier("train", write_config(), "train.save_every=2")[0] == 0
+    config = write_config()
+    assert luthier("train", config, "train.save_every=2")[0] == 0
     monkeypatch.setattr(probe, "matmul_rates", rates(400))
-    code, _, err = luthier("train", write_config(), "train.save_every=2", "--resume")
+    code, _, err = luthier("train", config, "train.save_every=2", "--resume")
     assert code == 2
-    assert "precision: 'fp32' became 'bf16'" in " ".join(err.split())
+    assert "changed: precision: 'fp32' became 'bf16'\n" in err
     code, _, err = luthier("train", tmp_path / "run" / "config.yaml", "--resume")
     assert code == 0, err
+
+
+def test_a_resumed_run_may_save_and_report_at_other_steps(luthier: Run, write_config: Write, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    config = write_config()
+    assert luthier("train", config, "train.save_every=2")[0] == 0
+    first = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    code, _, err = luthier("train", config, "train.save_every=1", "train.log_every=3", "--resume")
+    assert code == 0, err
+    second = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert all(torch.equal(first[key], second[key]) for key in first)

@@ -150,6 +150,13 @@ def test_the_hash_does_not_depend_on_the_output_folder_nor_on_reasons(shop: Any)
     assert shop.plan(adapter="thin") != shop.plan()
 
 
+@pytest.mark.parametrize("key", ["log_every", "save_every", "keep_checkpoints"])
+def test_the_hash_does_not_depend_on_when_is_reported_and_saved(shop: Any, key: str) -> None:
+    assert shop.plan(train={key: 5}).hash == shop.plan().hash
+    assert shop.plan(train={key: 5}) != shop.plan()
+    assert shop.plan(train={"accumulation": 5}).hash != shop.plan().hash
+
+
 def test_the_hash_depends_on_who_provides_a_method(plan: Plan) -> None:
     steps = (dataclasses.replace(plan.steps[0], provider="somebody else 9"), *plan.steps[1:])
     assert dataclasses.replace(plan, steps=steps).hash != plan.hash
