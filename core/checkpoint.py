@@ -126,7 +126,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def capture_rng() -> Plain:
-    """The states of Python's, NumPy's and torch's generators (every CUDA device that was used)."""
+    """The states of Python's, NumPy's and torch's generators (of CUDA: the device that this process trains on)."""
     import numpy as np
     import torch
 
@@ -136,12 +136,12 @@ def capture_rng() -> Plain:
         "python": random.getstate(),
         "numpy": (torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),
         "torch": torch.get_rng_state(),
-        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
     }
 
 
 def restore_rng(states: Plain) -> None:
-    """Put the generators back to what `capture_rng` saw. Raises ModelError where the number of CUDA devices differs."""
+    """Put the generators back to what `capture_rng` saw; a CUDA state is left out where there is no such device."""
     import numpy as np
     import torch
 
@@ -150,12 +150,7 @@ def restore_rng(states: Plain) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        if len(states["cuda"]) != torch.cuda.device_count():
-            raise ModelError(
-                f"the checkpoint has random states of {len(states['cuda'])} CUDA devices, not {torch.cuda.device_count()}",
-                fix="make the same number visible (CUDA_VISIBLE_DEVICES)",
-            )
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 # ---- the whole

@@ -39,6 +39,7 @@ class MemoryMeter:
         if self._cuda:
             import torch
 
+            torch.cuda.init()
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         try:

@@ -88,7 +88,9 @@ class OutputFolder:
         return output
 
     def _admit(self, where: str) -> None:
-        self.notices += atomic.recover(self.path)
+        if _manifest(self.path) is not None:
+            # Only in a folder of ours: elsewhere a name like a leftover's is somebody's file.
+            self.notices += atomic.recover(self.path)
         present = {entry.name for entry in self.path.iterdir()} - {LOCK, MANIFEST}
         if self.resumed:
             if not self.checkpoints():

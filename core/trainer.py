@@ -73,9 +73,12 @@ def training_arguments(runtime: Runtime, *, steps: int, **extra: Any) -> Trainin
     return arguments
 
 
-def schedule_fingerprint(schedule: BatchSchedule, lengths: Any) -> str:
-    """Sixteen hex digits over the order of the rows and their lengths: a run resumes only into the same order."""
-    digest = hashlib.sha256(np.asarray(lengths, dtype=np.int64).tobytes())
+def schedule_fingerprint(schedule: BatchSchedule, rows: Any) -> str:
+    """Sixteen hex digits over the rows' tokens and their order: a run resumes only into the same batches."""
+    digest = hashlib.sha256()
+    for part in ("ids", "trained", "ends"):
+        if hasattr(rows, part):
+            digest.update(np.ascontiguousarray(getattr(rows, part)).tobytes())
     for batch in schedule:
         digest.update(np.asarray([len(batch), *batch], dtype=np.int64).tobytes())
     return digest.hexdigest()[:16]
@@ -269,12 +272,18 @@ class RunTrainerMixin:
             load_state(Path(checkpoint), optimizer=self.optimizer, scheduler=self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            restore_rng(read_packed(Path(checkpoint), "rng"))
+        if checkpoint is None:
+            return
+        states = read_packed(Path(checkpoint), "rng")
+        restore_rng(states)
+        if states["cuda"] and not torch.cuda.is_available():
+            self.runtime.emit(
+                "warning", "the checkpoint is of a CUDA run: its random numbers cannot be continued on this device"
+            )
 
     @cached_property
     def _fingerprint(self) -> str:
-        return schedule_fingerprint(self.schedule, getattr(self.train_dataset, "lengths", ()))
+        return schedule_fingerprint(self.schedule, self.train_dataset)
 
 
 class RunTrainer(RunTrainerMixin, Trainer):
@@ -353,16 +362,17 @@ class RunTrainer(RunTrainerMixin, Trainer):
             collate_fn=self.data_collator,
             generator=torch.Generator(),
         )
-        total, tokens = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
+        total, tokens = 0.0, 0
         model.eval()
         try:
             with torch.no_grad(), cache_setting(model, False), self.accelerator.autocast():
                 for batch in loader:
                     tokens += int(supervised_tokens(batch["labels"]))
                     inputs = self._prepare_inputs(batch)
-                    total += self.compute_loss(model, inputs, num_items_in_batch=torch.ones((), device=self.args.device))
+                    one = torch.ones((), device=self.args.device)
+                    total += float(self.compute_loss(model, inputs, num_items_in_batch=one))
         finally:
             model.train(was_training)
-        metrics = {"eval_loss": total.item() / max(tokens, 1), "eval_tokens": tokens}
+        metrics = {"eval_loss": total / max(tokens, 1), "eval_tokens": tokens}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

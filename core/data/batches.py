@@ -102,8 +102,9 @@ class BatchSchedule:
         if wanted is not None:
             return batches[:wanted]
         # `number` whole epochs are there; of the last one only a part may be wanted.
-        surplus = number - epochs
-        return batches[: len(batches) - math.floor(surplus * len(epoch))]
+        # 1 - 0.8 is a little less than 0.2 in binary, and must not cost or add a batch.
+        surplus = round(number - epochs, 9)
+        return batches[: len(batches) - math.floor(round(surplus * len(epoch), 6))]
 
     def _epoch(self, number: int) -> list[npt.NDArray[np.int64]]:
         # RandomState, because numpy promises its stream never to change; default_rng's may, and with it every run.

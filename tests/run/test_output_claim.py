@@ -137,3 +137,16 @@ def test_the_lock_of_a_killed_run_is_taken_over_with_a_notice(tmp_path: Path) ->
     assert (tmp_path / output.LOCK).exists()
     with OutputFolder.claim(tmp_path) as folder:
         assert folder.notices == [f"took over the lock of process {dead.stdout.strip()}, which has ended"]
+
+
+def test_a_folder_of_somebody_else_is_refused_untouched(tmp_path: Path) -> None:
+    """Names that look like our leftovers are removed or renamed only in a folder that a run of ours has marked."""
+    folder = tmp_path / "theirs"
+    (folder / ".notes.tmp-123").mkdir(parents=True)
+    (folder / ".notes.tmp-123" / "a.txt").write_text("a")
+    (folder / ".book.old-7").write_text("b")
+    before = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(OutputError):
+            OutputFolder.claim(folder, **options)
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == before
