@@ -60,8 +60,8 @@ docs: setup
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: setup
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/trainer_overhead.py
+	$(BIN)/python -m luthier.benchmarks.startup
+	$(BIN)/python -m luthier.benchmarks.trainer_overhead
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
