@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.catalog import Catalog
-from luthier.core.config import RunConfig, SourceConfig
+from luthier.core.config import ModelConfig, RunConfig, SourceConfig
 from luthier.core.config import load_config as read_config
 from luthier.core.config.schema import AUTO
 from luthier.core.environment import Environment
 from luthier.core.errors import DataError, PlanRefused, Problem
 from luthier.core.extensions import RunEvent
-from luthier.core.plan import Plan, SourceSummary
+from luthier.core.plan import ModelReference, Plan, SourceSummary
+from luthier.core.profile import ArchitectureProfile
 
 Observer = Callable[[RunEvent], None]
 
@@ -61,23 +62,12 @@ def plan(
     """
     from luthier.core.resolve import resolve
     from luthier.registry.catalog import discover
-    from luthier.registry.detect import detect
     from luthier.registry.environment import read_environment
-    from luthier.registry.models import resolve_model
 
     if not isinstance(config, RunConfig):
         config = load_config(config)
     catalog = catalog or discover()
-    asked = config.model
-    reference = resolve_model(asked.name, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
-    profile = detect(
-        reference.path,
-        families=[offer.value for offer in catalog.architectures],
-        trust_remote_code=reference.trust_remote_code,
-        gguf_file=reference.gguf_file,
-        revision=reference.revision,
-    )
-    catalog.require_architecture(profile.model_type)
+    reference, profile = read_model(config.model, catalog)
     environment = environment or read_environment()
     sources, trouble = _survey(config, catalog)
     values = {"model": reference, "profile": profile, "environment": environment, "catalog": catalog, "data": sources}
@@ -92,6 +82,26 @@ def plan(
     if trouble is not None:
         raise trouble
     return made
+
+
+def read_model(model: ModelConfig, catalog: Catalog) -> tuple[ModelReference, ArchitectureProfile]:
+    """Where a model is and how it is built, from its configuration alone.
+
+    Raises ModelError, or PluginError where the plugin that describes its architecture is broken.
+    """
+    from luthier.registry.detect import detect
+    from luthier.registry.models import resolve_model
+
+    reference = resolve_model(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    profile = detect(
+        reference.path,
+        families=[offer.value for offer in catalog.architectures],
+        trust_remote_code=reference.trust_remote_code,
+        gguf_file=reference.gguf_file,
+        revision=reference.revision,
+    )
+    catalog.require_architecture(profile.model_type)
+    return reference, profile
 
 
 def _survey(config: RunConfig, catalog: Catalog) -> tuple[tuple[SourceSummary, ...], DataError | None]:

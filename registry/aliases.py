@@ -14,13 +14,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from luthier.core.errors import MissingEnvironmentError, ModelError
+from luthier.core.saving import quiet
 from luthier.registry.cache import cache_folder, publish_folder, workshop
 
 FETCH_TIMEOUT: Final = 900
@@ -161,7 +161,7 @@ def convert(model: PackagedModel, gguf: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with quiet_transformers():
+    with quiet():
         # Without dequantize=True the model stays marked as quantised, and neither trains nor saves.
         weights = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
@@ -175,19 +175,3 @@ def convert(model: PackagedModel, gguf: Path, folder: Path) -> None:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no hints about optional kernels while a conversion runs; put back as it was afterwards."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

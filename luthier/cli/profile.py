@@ -29,20 +29,11 @@ SECTIONS: Final = {
 
 def run(model: str, *, as_json: bool, trust_remote_code: bool = False) -> int:
     """Print the profile of a model: a folder, a hub id, a .gguf file or an alias. Returns the exit code."""
+    from luthier.api import read_model
+    from luthier.core.config import ModelConfig
     from luthier.registry.catalog import discover
-    from luthier.registry.detect import detect
-    from luthier.registry.models import resolve_model
 
-    reference = resolve_model(model, revision=None, trust_remote_code=trust_remote_code)
-    catalog = discover()
-    profile = detect(
-        reference.path,
-        families=[offer.value for offer in catalog.architectures],
-        trust_remote_code=reference.trust_remote_code,
-        gguf_file=reference.gguf_file,
-        revision=reference.revision,
-    )
-    catalog.require_architecture(profile.model_type)
+    _, profile = read_model(ModelConfig(name=model, trust_remote_code=trust_remote_code), discover())
     if as_json:
         print_json(to_plain(profile))
     else:
