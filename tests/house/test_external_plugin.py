@@ -22,8 +22,6 @@ ROWS = [
 ]
 HELD_OUT = [{"messages": [{"role": "user", "content": "say z"}, {"role": "assistant", "content": "zzz"}]}]
 
-pytestmark = pytest.mark.slow
-
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
