@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,11 +20,12 @@ import tempfile
 import threading
 import time
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
+
+from luthier.benchmarks.machine import describe_machine
 
 RESULT: Final = Path(__file__).parent / "results" / "trainer_overhead.json"
 SKIP: Final = 3  # the first steps of a process are slower than the rest
@@ -229,7 +229,7 @@ def main() -> None:
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.model)))
         return
-    started = os.getloadavg()[0]
+    started = round(os.getloadavg()[0], 2)
     results = {name: compare(name, arguments.rounds) for name in ([arguments.model] if arguments.model else MODELS)}
     report = {
         "benchmark": "trainer_overhead",
@@ -240,27 +240,13 @@ def main() -> None:
         "accumulation": ACCUMULATION,
         "rounds": arguments.rounds,
         "results": results,
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "threads_used": 1,
-            "load_average_before": started,
-            "platform": platform.platform(),
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "luthier")}
-        | {"python": platform.python_version()},
+        "machine": describe_machine() | {"load": started, "threads_used": 1},
         "date": time.strftime("%Y-%m-%d"),
     }
     text = json.dumps(report, indent=2)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(text + "\n", encoding="utf-8")
     print(text)
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":
