@@ -13,6 +13,7 @@ the core selects by configuration, checks, orders and calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeAlias, TypeVar
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
     from torch.optim import Optimizer
+    from transformers import PreTrainedTokenizerBase
 
     from luthier.core.runtime import Runtime
 
@@ -85,15 +87,42 @@ class Declaration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """`count` tensors of one role and shape that train: what an optimizer whose state depends on shapes is asked about."""
+
+    role: str
+    shape: tuple[int, ...]
+    count: int = 1
+
+    @property
+    def size(self) -> int:
+        """Parameters of one of them."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSize:
+    """Optimizer state of one tensor: `numbers` in the format of the parameter, and `bytes` in any other."""
+
+    numbers: float = 0.0
+    bytes: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryTerms:
     """A method's share of the predicted memory; the planner adds the shares up (see core/memory.py).
 
     trainable           parameters that this method makes trainable, added to the model or already there
     added               of these, how many are new parameters beside the model's own
     trainable_bytes     bytes per trainable parameter as stored; None for the precision the plan chose
+    matrices            the trained tensors by role and shape, which add up to `trainable`; empty where nobody can say
     weight_bytes        bytes per parameter of the base weights; None where the method does not change their storage
+    stored_parameters   how many base parameters `weight_bytes` is about; None for all
     optimizer_bytes     optimizer state bytes per trainable parameter, whatever format that is stored in
     optimizer_copies    numbers of optimizer state per trainable parameter, in the parameter's own format
+    optimizer_state     the state of one trained tensor, where it depends on its shape or role: in place of the two before
+                        it, which stay as the answer for tensors whose shape is not known
+    gradient_scale      part of the gradients that exist at one time (below 1 where they are freed in the backward pass)
     cast_inputs         features per token, all layers together, that the method's modules keep in float32 for the backward
                         pass where the base weights are narrower
     activation_scale    factor on the activations that the decoder layers keep for the backward pass
@@ -103,9 +132,13 @@ class MemoryTerms:
     trainable: int = 0
     added: int = 0
     trainable_bytes: float | None = None
+    matrices: tuple[Matrix, ...] = ()
     weight_bytes: float | None = None
+    stored_parameters: int | None = None
     optimizer_bytes: float = 0.0
     optimizer_copies: float = 0.0
+    optimizer_state: Callable[[Matrix], StateSize] | None = None
+    gradient_scale: float = 1.0
     cast_inputs: int = 0
     activation_scale: float = 1.0
     constant: int = 0
@@ -181,14 +214,17 @@ class Method(Generic[C]):
 class ModelPatch(Method[C]):
     """Changes the model's code or weights. `apply(model, profile, config)` returns a callable that undoes it.
 
-    phase "load": before the model is loaded (model is None); "loaded": right after; "attached": after the adapter. An
-    `isolate` patch must be imported before transformers, so its run goes to a clean worker process, where `prepare()` is
-    the first thing called. A patch that finds nothing to change raises `NothingPatched`.
+    An `apply` with a parameter `context` gets a `BuildContext`. `edit_tokenizer(tokenizer, profile, config)` changes the
+    tokenizer in place, before any row is tokenised. Phase "load": before the model is loaded (model is None); "loaded":
+    right after; "attached": after the adapter. An `isolate` patch must be imported before transformers, so its run goes to a
+    clean worker process, where `prepare()` is the first thing called. A patch that finds nothing to change raises
+    `NothingPatched`.
     """
 
     slot: ClassVar[str] = "patches"
 
-    apply: Callable[[nn.Module | None, ArchitectureProfile, C], Undo]
+    apply: Callable[..., Undo]
+    edit_tokenizer: Callable[[PreTrainedTokenizerBase, ArchitectureProfile, C], None] | None = None
     phase: Phase = "loaded"
     isolate: bool = False
     prepare: Callable[[], None] | None = None
@@ -198,13 +234,14 @@ class ModelPatch(Method[C]):
 class Adapter(Method[C]):
     """Decides which parameters train. `attach(model, profile, config)` returns the model to train, trainables marked.
 
+    An `attach` with a parameter `context` gets a `BuildContext`, for example for an initialisation from training rows.
     `save(model, folder)` and `load(model, folder, trainable)` default to the layouts of PEFT and transformers.
     `merge(model)` returns the model with the update folded into plain weights, where that can be done.
     """
 
     slot: ClassVar[str] = "adapter"
 
-    attach: Callable[[nn.Module, ArchitectureProfile, C], nn.Module]
+    attach: Callable[..., nn.Module]
     merge: Callable[[nn.Module], nn.Module] | None = None
     save: Callable[[nn.Module, Path], None] | None = None
     load: Callable[[nn.Module, Path, bool], nn.Module] | None = None
@@ -217,13 +254,16 @@ AfterStep: TypeAlias = Callable[[int], None]
 class OptimizerMethod(Method[C]):
     """Moves the trainable parameters. `build(model, config)` returns the optimizer and callables run after each step.
 
-    A `config` that extends `luthier.core.schedule.OptimizerOptions` gets its learning-rate schedule and gradient clipping
-    from the core; any other trains at the rate the optimizer was built with, and the plan says so.
+    A `build` with a parameter `profile` gets the ArchitectureProfile, to tell parameters apart by role. A `config` that
+    extends `luthier.core.schedule.OptimizerOptions` gets its learning-rate schedule and gradient clipping from the core; any
+    other trains at the rate the optimizer was built with, and the plan says so. An optimizer that does not leave whole
+    gradients in `.grad` brings `clip_grad_norm_(max_norm) -> Tensor`, which clips what it holds and returns the norm from
+    before; the trainer calls it in place of torch's.
     """
 
     slot: ClassVar[str] = "optimizer"
 
-    build: Callable[[nn.Module, C], tuple[Optimizer, tuple[AfterStep, ...]]]
+    build: Callable[..., tuple[Optimizer, tuple[AfterStep, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)

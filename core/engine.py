@@ -9,11 +9,13 @@ save, report, undo
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from luthier.core.calling import call
 from luthier.core.catalog import Catalog
 from luthier.core.config import parse_config
 from luthier.core.contracts import Adapter, AttentionKernel, ModelPatch, Phase, TrainingStage
@@ -92,7 +94,12 @@ def execute(
 def _prepare(runtime: Runtime) -> None:
     """Tokenizer and data come first: what is wrong with them is known before the weights are loaded."""
     runtime.emit("phase", "reading and tokenising the data", name="data")
-    runtime.tokenizer = load_tokenizer(runtime.plan.model, lambda text: runtime.emit("notice", text))
+    runtime.tokenizer = runtime.original_tokenizer = load_tokenizer(runtime.plan.model, runtime.notice)
+    edits = [(patch.edit_tokenizer, options) for patch, options in _patches(runtime) if patch.edit_tokenizer is not None]
+    if edits:
+        runtime.original_tokenizer = copy.deepcopy(runtime.tokenizer)
+    for edit, options in edits:
+        edit(runtime.tokenizer, runtime.plan.profile, options)
     stage, _ = runtime.method(runtime.plan.step("stage"))
     assert isinstance(stage, TrainingStage)
     runtime.data = prepare(runtime.config, runtime.catalog.formats, runtime.tokenizer, kind=stage.data_kind)
@@ -113,11 +120,11 @@ def _build(runtime: Runtime) -> None:
     assert isinstance(kernel, AttentionKernel)
     if kernel.register is not None:
         kernel.register()
-    runtime.model = load_model(plan, lambda text: runtime.emit("notice", text))
+    runtime.model = load_model(plan, runtime.notice)
     _patch(runtime, "loaded")
     adapter, options = runtime.method(plan.step("adapter"))
     assert isinstance(adapter, Adapter)
-    runtime.model = adapter.attach(runtime.model, plan.profile, options)
+    runtime.model = call(adapter.attach, runtime.model, plan.profile, options, context=runtime.build_context())
     _patch(runtime, "attached")
     trained = sum(parameter.numel() for parameter in runtime.model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in runtime.model.parameters())
@@ -128,12 +135,18 @@ def _build(runtime: Runtime) -> None:
     runtime.emit("phase", text, name="attach")
 
 
-def _patch(runtime: Runtime, phase: Phase) -> None:
+def _patches(runtime: Runtime) -> Iterator[tuple[ModelPatch[Any], Any]]:
     for step in runtime.plan.steps_in("patches"):
         patch, options = runtime.method(step)
         assert isinstance(patch, ModelPatch)
+        yield patch, options
+
+
+def _patch(runtime: Runtime, phase: Phase) -> None:
+    for patch, options in _patches(runtime):
         if patch.phase == phase:
-            runtime.undo.append(patch.apply(runtime.model, runtime.plan.profile, options))
+            context = runtime.build_context()
+            runtime.undo.append(call(patch.apply, runtime.model, runtime.plan.profile, options, context=context))
             runtime.emit("phase", f"patch: {patch.name}", name="patch")
 
 

@@ -22,18 +22,18 @@ def forecast(
     """Predicted bytes for micro-batches of `batch_tokens` tokens, from every method's share."""
     shares = list(terms)
     width = DTYPE_BYTES[precision.weights]
-    stored = [share.weight_bytes for share in shares if share.weight_bytes is not None]
-    weights = profile.parameters * (stored[0] if stored else width)
+    stored = [share for share in shares if share.weight_bytes is not None]
+    weights = float(profile.parameters * width)
     gradients = optimizer = 0.0
-    optimizer_bytes = sum(share.optimizer_bytes for share in shares)
-    optimizer_copies = sum(share.optimizer_copies for share in shares)
-    scale = 1.0
+    scale = gradient_scale = 1.0
     for share in shares:
         per_parameter = share.trainable_bytes if share.trainable_bytes is not None else width
-        weights += share.added * per_parameter + share.constant
+        weights += share.added * per_parameter + share.constant + _storage_change(share, profile, width)
         gradients += share.trainable * per_parameter
-        optimizer += share.trainable * (optimizer_bytes + optimizer_copies * per_parameter)
+        optimizer += sum(_optimizer_state(share, per_parameter, moved_by) for moved_by in shares)
         scale *= share.activation_scale
+        gradient_scale *= share.gradient_scale
+    gradients *= gradient_scale
     layers = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
     # A float32 copy in place of the one that `layer_elements_per_token` counts.
     layers += sum(share.cast_inputs for share in shares) * (DTYPE_BYTES["float32"] - width)
@@ -49,6 +49,22 @@ def forecast(
         activations=round(activations),
         peak=round(weights + gradients + optimizer + activations),
     )
+
+
+def _storage_change(share: MemoryTerms, profile: ArchitectureProfile, width: int) -> float:
+    """Bytes that the base weights take more (or less) than in the plan's format, by one method's storage of them."""
+    if share.weight_bytes is None:
+        return 0.0
+    parameters = profile.parameters if share.stored_parameters is None else share.stored_parameters
+    return parameters * (share.weight_bytes - width)
+
+
+def _optimizer_state(trained: MemoryTerms, per_parameter: float, optimizer: MemoryTerms) -> float:
+    """Bytes of state that one method keeps for the parameters that another made trainable."""
+    if optimizer.optimizer_state is not None and trained.matrices:
+        sizes = [(optimizer.optimizer_state(matrix), matrix.count) for matrix in trained.matrices]
+        return sum(count * (size.numbers * per_parameter + size.bytes) for size, count in sizes)
+    return trained.trainable * (optimizer.optimizer_bytes + optimizer.optimizer_copies * per_parameter)
 
 
 def matmul_parameters(profile: ArchitectureProfile) -> int:

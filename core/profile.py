@@ -93,15 +93,20 @@ class RoleGroup:
     @property
     def names(self) -> Iterator[str]:
         """Full module names, in layer order."""
+        return (name for _, name in self.places)
+
+    @property
+    def places(self) -> Iterator[tuple[int | None, str]]:
+        """(decoder layer, full module name) in layer order; the layer is None for a module outside the layers."""
         if "*" not in self.pattern:
-            yield self.pattern
+            yield None, self.pattern
             return
         for layer in self.layers:
             name = self.pattern.replace("*", str(layer), 1)
             if "*" in name:
-                yield from (name.replace("*", str(expert), 1) for expert in range(self.experts))
+                yield from ((layer, name.replace("*", str(expert), 1)) for expert in range(self.experts))
             else:
-                yield name
+                yield layer, name
 
     @property
     def count(self) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.contracts import Adapter, AnyMethod, Undo
+from luthier.core.calling import call
+from luthier.core.context import BuildContext
+from luthier.core.contracts import Adapter, AnyMethod, OptimizerMethod, Undo
 from luthier.core.extensions import RunEvent
 from luthier.core.frozen import FrozenDict, freeze
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
     from luthier.core.catalog import Catalog
@@ -42,12 +44,39 @@ class Runtime:
     stop: threading.Event = field(default_factory=threading.Event)
     model: nn.Module | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    original_tokenizer: PreTrainedTokenizerBase | None = None
     data: PreparedData | None = None
     undo: list[Undo] = field(default_factory=list)
 
     def emit(self, kind: Any, message: str = "", **values: Any) -> None:
         """Tell every observer; values must be JSON-shaped."""
         self.emit_to(RunEvent(kind=kind, message=message, values=freeze(values)))
+
+    def notice(self, text: str) -> None:
+        """Tell the user something worth knowing."""
+        self.emit("notice", text)
+
+    def build_context(self) -> BuildContext:
+        """What an `attach` or `apply` may ask for."""
+        return BuildContext(
+            precision=self.plan.precision,
+            tokenizer=self.tokenizer,
+            original_tokenizer=self.original_tokenizer,
+            batches=self.first_batches,
+            notice=self.notice,
+        )
+
+    def first_batches(self, count: int) -> Iterator[dict[str, Tensor]]:
+        """Up to `count` training batches in the order in which training will see them, on the run's device."""
+        from luthier.core.data import BatchSchedule, collate
+
+        assert self.data is not None
+        assert self.tokenizer is not None
+        train = self.config.train
+        schedule = BatchSchedule(self.data.train.lengths, batch_tokens=train.batch_tokens, seed=train.seed, max_steps=count)
+        for rows in schedule:
+            batch = collate([self.data.train[row] for row in rows], pad_token_id=self.tokenizer.pad_token_id)
+            yield {name: values.to(self.plan.device) for name, values in batch.items()}
 
     def method(self, step: Step) -> tuple[AnyMethod, Any]:
         """A step's method and its configuration object."""
@@ -68,5 +97,6 @@ class Runtime:
     def build_optimizer(self) -> tuple[Any, Any, tuple[Callable[[int], None], ...]]:
         """(optimizer, its options, callables to run after each optimizer step), over the parameters that train now."""
         method, options = self.method(self.plan.step("optimizer"))
-        optimizer, after_step = method.build(self.model, options)  # type: ignore[attr-defined]
+        assert isinstance(method, OptimizerMethod)
+        optimizer, after_step = call(method.build, self.model, options, profile=self.plan.profile)
         return optimizer, options, tuple(after_step)

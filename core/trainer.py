@@ -205,6 +205,21 @@ class RunTrainerMixin:
             self.args.max_grad_norm = options.max_grad_norm if isinstance(options, OptimizerOptions) else 0.0
         return self.optimizer
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The norm before clipping; by the optimizer where it holds the gradients itself."""
+        own = self._own_clipping()
+        return own(self.args.max_grad_norm) if own else super()._clip_grad_norm(model)  # type: ignore[misc]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        own = self._own_clipping()
+        if own and grad_norm is None:
+            grad_norm = own(float("inf"))
+        return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+
+    def _own_clipping(self) -> Any:
+        # accelerate wraps the optimizer, and hides what is not torch's.
+        return getattr(getattr(self.optimizer, "optimizer", self.optimizer), "clip_grad_norm_", None)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule of the optimizer's options."""
         if self.lr_scheduler is None:

@@ -75,4 +75,4 @@ def luthier_adapters():
 def luthier_optimizers():
     state = MemoryTerms(optimizer_bytes=4)
     summary = "Steps of one size, by the sign of a momentum."
-    yield OptimizerMethod(name="lion", summary=summary, config=LionConfig, build=build, memory=lambda *_: state)
+    yield OptimizerMethod(name="signed_momentum", summary=summary, config=LionConfig, build=build, memory=lambda *_: state)
