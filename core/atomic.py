@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -97,6 +97,20 @@ def leftovers(folder: Path) -> Iterator[tuple[Path, Path, bool]]:
             name, found, process = path.name[1:].rpartition(mark)
             if found and name and process.isdigit():
                 yield path, folder / name, mark == ASIDE
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not."""
+    temporary = temporary_name(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def recover(folder: Path) -> list[str]:

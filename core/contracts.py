@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeAlias, TypeVar
 
 from luthier.core.environment import Environment
@@ -178,6 +178,7 @@ class Method(Generic[C]):
     load_options  keyword arguments for the model's `from_pretrained`
     memory      its share of the prediction
     priority    order among the candidates when a slot says "auto"; 0 or less is taken only when named
+    example     options that make a run of it, where it has required ones: for the matrix of combinations and the tests
     reference   the paper or project it follows, as text for the documentation
     """
 
@@ -197,6 +198,7 @@ class Method(Generic[C]):
     load_options: Callable[[ArchitectureProfile, C], Mapping[str, object]] = _no_load_options
     memory: Callable[[ArchitectureProfile, C], MemoryTerms] = _no_memory
     priority: int = 0
+    example: Mapping[str, object] = field(default_factory=dict)
     reference: str = ""
 
     def declaration(self, profile: ArchitectureProfile, config: C) -> Declaration:
@@ -217,8 +219,9 @@ class ModelPatch(Method[C]):
     An `apply` with a parameter `context` gets a `BuildContext`. `edit_tokenizer(tokenizer, profile, config)` changes the
     tokenizer in place, before any row is tokenised. Phase "load": before the model is loaded (model is None); "loaded":
     right after; "attached": after the adapter. An `isolate` patch must be imported before transformers, so its run goes to a
-    clean worker process, where `prepare()` is the first thing called. A patch that finds nothing to change raises
-    `NothingPatched`.
+    clean worker process, where `prepare()` is the first thing called. What a `persistent` patch changes is part of the model
+    that was trained: it is applied again whenever a run's adapter is loaded, as for merging. A patch that finds nothing to
+    change raises `NothingPatched`.
     """
 
     slot: ClassVar[str] = "patches"
@@ -226,6 +229,7 @@ class ModelPatch(Method[C]):
     apply: Callable[..., Undo]
     edit_tokenizer: Callable[[PreTrainedTokenizerBase, ArchitectureProfile, C], None] | None = None
     phase: Phase = "loaded"
+    persistent: bool = False
     isolate: bool = False
     prepare: Callable[[], None] | None = None
 

@@ -72,7 +72,7 @@ class ArchitectureFamily:
     decoder: str = ""
 
 
-BUILT_IN_VERBS: Final = ("demo", "plan", "train", "methods", "explain", "profile", "doctor")
+BUILT_IN_VERBS: Final = ("demo", "plan", "train", "merge", "methods", "explain", "profile", "doctor")
 
 
 @dataclass(frozen=True, kw_only=True)

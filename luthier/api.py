@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.catalog import Catalog
 from luthier.core.config import ModelConfig, RunConfig, SourceConfig
@@ -17,6 +17,9 @@ from luthier.core.errors import DataError, PlanRefused, Problem
 from luthier.core.extensions import RunEvent
 from luthier.core.plan import ModelReference, Plan, SourceSummary
 from luthier.core.profile import ArchitectureProfile
+
+if TYPE_CHECKING:
+    from luthier.core.merging import MergeReport
 
 Observer = Callable[[RunEvent], None]
 
@@ -149,3 +152,27 @@ def train(
         overwrite=overwrite,
         stop=stop,
     )
+
+
+def merge(
+    run: str | Path,
+    into: str | Path | None = None,
+    *,
+    base: Literal["original", "dequantized"] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    tolerance: float | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> MergeReport:
+    """Fold what a run trained into plain weights that transformers loads, and prove that the logits stay the same.
+
+    `run` is an output folder or one of its checkpoints; `into` a new folder, by default `<run>-merged` beside it. `base`
+    must be chosen where the run trained on quantised weights. `dtype` defaults to that of the run's base weights; `tolerance`
+    is a part of the greatest logit. Raises ConfigError, OutputError, ModelError, or LuthierError where the logits differ too
+    much: then nothing is written.
+    """
+    from luthier.core.merging import merge_run
+    from luthier.registry.catalog import discover
+
+    folder = Path(run)
+    target = Path(into) if into is not None else folder.with_name(f"{folder.resolve().name}-merged")
+    return merge_run(folder, target, discover(), base=base, dtype=dtype, tolerance=tolerance, notice=notice)

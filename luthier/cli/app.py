@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ Overrides = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, everything else on standard error.")
 ]
+MergeBase = Literal["original", "dequantized"]
+MergeDtype = Literal["float32", "bfloat16", "float16"]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")]
 
 
@@ -39,7 +41,7 @@ def build_app(plugin_verbs: Mapping[str, Any]) -> typer.Typer:
         "5 over the memory budget, 6 out of memory, 130 interrupted.",
     )
     app.callback(help=HELP)(root)
-    for verb in (demo, plan, train, methods, explain, profile, doctor):
+    for verb in (demo, plan, train, merge, methods, explain, profile, doctor):
         app.command()(verb)
     for name, offer in sorted(plugin_verbs.items()):
         app.command(name, help=f"{offer.value.summary} (from {offer.provider})")(lambda: None)
@@ -94,11 +96,51 @@ def train(
     return verb.run(config, overrides or [], resume=resume, overwrite=overwrite, as_json=as_json)
 
 
+def merge(
+    run: Annotated[Path, typer.Argument(help="Output folder of a run, or one of its checkpoints.", show_default=False)],
+    into: Annotated[
+        Path | None, typer.Option(help="New folder for the merged model; by default RUN-merged.", show_default=False)
+    ] = None,
+    base: Annotated[
+        MergeBase | None,
+        typer.Option(help="After training on quantised weights: which weights to fold into.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        MergeDtype | None,
+        typer.Option(help="Format of the merged weights; by default that of the run's.", show_default=False),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Greatest difference of logits, as a part of the greatest logit.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Fold what a run trained into plain weights that transformers loads by itself."""
+    from luthier.cli import merge as verb
+
+    return verb.run(run, into, base=base, dtype=dtype, tolerance=tolerance, as_json=as_json)
+
+
 def methods(
     slot: Annotated[str | None, typer.Option(help="Only this slot: patches, adapter, optimizer, attention, stage.")] = None,
+    matrix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Every adapter x quantisation x optimizer on this model: does it combine, why not."
+        ),
+    ] = None,
+    trust_remote_code: RemoteCode = False,
     as_json: Json = False,
 ) -> int:
     """List what is installed: methods by slot, data formats, presets, and plugins that are broken."""
+    if matrix is not None:
+        if slot is not None:
+            raise typer.BadParameter("give --slot or --matrix, not both")
+        from luthier.cli import matrix as table
+
+        return table.run(matrix, as_json=as_json, trust_remote_code=trust_remote_code)
+    if trust_remote_code:
+        raise typer.BadParameter("--trust-remote-code goes with --matrix")
     from luthier.cli import methods as verb
 
     return verb.run(as_json=as_json, slot=slot)

@@ -12,7 +12,7 @@ ROLES = ("attn.k", "attn.v", "mlp.down")
 
 @dataclass(frozen=True, kw_only=True)
 class LionConfig(OptimizerOptions):
-    """Options of `lion`."""
+    """Options of `signed_momentum`."""
 
     beta1: float = option(0.9, "Weight of the momentum in the update.", ge=0, lt=1)
     beta2: float = option(0.99, "Decay of the momentum.", ge=0, lt=1)

@@ -69,7 +69,7 @@ def trained(fresh: Run, tiny_folder: Any, tmp_path_factory: pytest.TempPathFacto
         "data": {"train": ["train.jsonl"], "eval": ["eval.jsonl"], "max_length": 128},
         "stage": "sft",
         "adapter": "ia3",
-        "optimizer": {"use": "lion", "lr": 0.05, "schedule": "constant", "warmup": 0},
+        "optimizer": {"use": "signed_momentum", "lr": 0.05, "schedule": "constant", "warmup": 0},
         "precision": "fp32",
         "train": {"epochs": 12, "batch_tokens": 512, "seed": 1},
         "output": str(folder / "out"),
@@ -90,10 +90,10 @@ def test_it_is_listed_and_explained(fresh: Run) -> None:
     theirs = {
         method["name"]: method for method in report["methods"] if method["provider"]["distribution"] == "luthier-ia3-lion"
     }
-    assert set(theirs) == {"ia3", "lion"}
+    assert set(theirs) == {"ia3", "signed_momentum"}
     assert theirs["ia3"]["available"]
     assert report["broken"] == []
-    explained = json.loads(fresh("-m", "luthier", "explain", "lion.beta2", "--json").stdout)
+    explained = json.loads(fresh("-m", "luthier", "explain", "signed_momentum.beta2", "--json").stdout)
     assert explained["entries"][0]["facts"]["default"] == "0.99"
 
 
@@ -101,7 +101,7 @@ def test_it_trains(trained: dict[str, Any]) -> None:
     plan = json.loads((trained["output"] / "plan.json").read_text(encoding="utf-8"))
     steps = {step["slot"]: (step["method"], step["provider"]) for step in plan["steps"]}
     assert steps["adapter"] == ("ia3", "luthier-ia3-lion 0.1.0")
-    assert steps["optimizer"] == ("lion", "luthier-ia3-lion 0.1.0")
+    assert steps["optimizer"] == ("signed_momentum", "luthier-ia3-lion 0.1.0")
     losses = [line["loss"] for line in trained["metrics"] if line["event"] == "step"]
     assert len(losses) == 12, "the eight rows fit into one batch"
     assert losses[-1] < losses[0] - 0.05
@@ -155,7 +155,7 @@ def test_a_model_without_the_roles_is_refused_by_the_plugin_itself(fresh: Run, t
     (tmp_path / "train.jsonl").write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
     model = tiny_folder("gpt2", n_embd=64, n_layer=2, n_head=4)
     words = [f"model={model}", f"data.train=[{tmp_path / 'train.jsonl'}]", f"output={tmp_path / 'out'}"]
-    (tmp_path / "config.yaml").write_text("adapter: ia3\noptimizer: lion\n", encoding="utf-8")
+    (tmp_path / "config.yaml").write_text("adapter: ia3\noptimizer: signed_momentum\n", encoding="utf-8")
     done = fresh("-m", "luthier", "plan", str(tmp_path / "config.yaml"), *words, check=False)
     assert done.returncode == 2
     assert "gpt2 has no attn.k, attn.v" in done.stderr

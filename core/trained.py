@@ -1,0 +1,118 @@
+"""The model of a finished run, loaded again with what was trained on it, unmerged: to merge it, or to use it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.calling import call
+from luthier.core.catalog import Catalog
+from luthier.core.config.validate import parse_options
+from luthier.core.context import BuildContext
+from luthier.core.contracts import Adapter, ModelPatch
+from luthier.core.errors import ModelError
+from luthier.core.frozen import FrozenDict
+from luthier.core.loading import load_model, load_tokenizer
+from luthier.core.plan import Plan, Precision, Step
+from luthier.core.saving import ADAPTER_CONFIG, load_trained
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_run(folder: Path) -> Plan:
+    """The plan of a finished run, or of the run that a checkpoint belongs to. Raises ModelError where there is none."""
+    for place in (folder, folder.parent):
+        path = place / "plan.json"
+        if path.is_file() and (place == folder or folder.name.startswith("checkpoint-")):
+            try:
+                return Plan.from_json(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(f"the plan of the run cannot be read: {error}", where=str(path)) from error
+    raise ModelError("this is no folder of a run: it has no plan.json", where=str(folder), fix="give a run's output folder")
+
+
+def run_tokenizer(plan: Plan, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that the run saved; for a checkpoint of an unfinished run, the model's own with the patches' changes."""
+    for place in (folder, folder.parent):
+        if (place / "tokenizer_config.json").is_file() and (place / "plan.json").is_file():
+            return load_tokenizer(dataclasses.replace(plan.model, path=str(place), gguf_file=None, revision=None))
+    return load_tokenizer(plan.model)
+
+
+def trained_model(
+    plan: Plan,
+    folder: Path,
+    catalog: Catalog,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    without: Collection[Step] = (),
+    dequantise: bool = False,
+) -> nn.Module:
+    """The run's model, unmerged, in float32 on the CPU, in evaluation mode.
+
+    Of the patches, those are applied that belong to the model: `persistent` ones, and those that decide how its weights are
+    stored; the ones in `without` are left out. `dequantise` turns quantised base weights into float32 before anything is put
+    on them. Raises ModelError where weights are missing, damaged, or of another model.
+    """
+    adapter, _ = method_of(plan.step("adapter"), catalog)
+    assert isinstance(adapter, Adapter)
+    plain = on_cpu(plan, catalog, without)
+    if adapter.load is None and not (folder / ADAPTER_CONFIG).is_file():
+        whole = dataclasses.replace(plan.model, path=str(folder), gguf_file=None, revision=None)
+        return load_model(dataclasses.replace(plain, model=whole)).eval()
+    needed = [
+        method_of(step, catalog)
+        for step in plan.steps_in("patches")
+        if step not in without and belongs_to_the_model(step, plan, catalog)
+    ]
+    original = load_tokenizer(plan.model) if needed else tokenizer
+    context = BuildContext(precision=plain.precision, tokenizer=tokenizer, original_tokenizer=original)
+    for patch, options in needed:
+        if patch.phase == "load":
+            call(patch.apply, None, plan.profile, options, context=context)
+    model = load_model(plain)
+    for patch, options in needed:
+        if patch.phase == "loaded":
+            call(patch.apply, model, plan.profile, options, context=context)
+    if dequantise:
+        import torch
+
+        from luthier.core.dequantize import dequantize_model
+
+        model = dequantize_model(model, torch.float32)
+    return load_trained(model, folder, adapter, trainable=False).eval()
+
+
+def method_of(step: Step, catalog: Catalog) -> tuple[Any, Any]:
+    """A step's method and its configuration object."""
+    method = catalog.method(step.slot, step.method)
+    return method, parse_options(method.config, FrozenDict(step.config), where=step.slot)
+
+
+def provides(step: Step, plan: Plan, catalog: Catalog, trait: str) -> bool:
+    """Whether this step's method makes a trait true."""
+    method, options = method_of(step, catalog)
+    return trait in method.declaration(plan.profile, options).provides
+
+
+def belongs_to_the_model(step: Step, plan: Plan, catalog: Catalog) -> bool:
+    """Whether a patch changes the model itself, and not only how it is computed."""
+    patch, options = method_of(step, catalog)
+    assert isinstance(patch, ModelPatch)
+    return patch.persistent or "weights.storage" in patch.declaration(plan.profile, options).claims
+
+
+def on_cpu(plan: Plan, catalog: Catalog, without: Collection[Step]) -> Plan:
+    """The plan with float32 weights on the CPU, transformers' own attention, no load options of the patches `without`."""
+    options = dict(plan.load_options)
+    options.pop("attn_implementation", None)
+    for step in without:
+        method, config = method_of(step, catalog)
+        for key in method.load_options(plan.profile, config):
+            options.pop(key, None)
+    precision = Precision(name="fp32", weights="float32", compute="float32", why="loaded again")
+    return dataclasses.replace(plan, device="cpu", precision=precision, load_options=FrozenDict(options))
