@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeAl
 
 from luthier.core.environment import Environment
 from luthier.core.errors import LuthierError
+from luthier.core.frozen import FrozenDict
 from luthier.core.options import NoOptions
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.traits import AnyOf, Claim, Trait
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from torch import nn
     from torch.optim import Optimizer
-    from transformers import PreTrainedTokenizerBase
 
     from luthier.core.runtime import Runtime
 
@@ -78,12 +78,15 @@ class Declaration:
     """What a method declares *in addition* to its static fields, for one model and one configuration.
 
     For example LoRA provides "reference.by_disabling" only with an initialisation that leaves the model as it was.
+    `reasons` says, for a trait in `conflicts` or `requires`, why: which option minds it, and what to write instead.
     """
 
     provides: frozenset[Trait] = frozenset()
     requires: tuple[AnyOf, ...] = ()
     conflicts: frozenset[Trait] = frozenset()
     claims: frozenset[Claim] = frozenset()
+    removes: frozenset[Trait] = frozenset()
+    reasons: FrozenDict[Trait, str] = field(default_factory=FrozenDict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ class Matrix:
 
 @dataclass(frozen=True, kw_only=True)
 class StateSize:
-    """Optimizer state of one tensor: `numbers` in the format of the parameter, and `bytes` in any other."""
+    """Optimizer state or gradient of one tensor: `numbers` in the format of the parameter, and `bytes` in any other."""
 
     numbers: float = 0.0
     bytes: float = 0.0
@@ -123,6 +126,10 @@ class MemoryTerms:
     optimizer_state     the state of one trained tensor, where it depends on its shape or role: in place of the two before
                         it, which stay as the answer for tensors whose shape is not known
     gradient_scale      part of the gradients that exist at one time (below 1 where they are freed in the backward pass)
+    gradient            what is left of the gradient of one trained tensor after the backward pass, where that depends on its
+                        shape or role: in place of `gradient_scale`, which stays as the answer for shapes that are not known
+    moved_at_once       of what another method made trainable, how many parameters have gradients and state at one time,
+                        where an optimizer leaves the rest alone meanwhile; None for all of them
     cast_inputs         features per token, all layers together, that the method's modules keep in float32 for the backward
                         pass where the base weights are narrower
     activation_scale    factor on the activations that the decoder layers keep for the backward pass
@@ -139,6 +146,8 @@ class MemoryTerms:
     optimizer_copies: float = 0.0
     optimizer_state: Callable[[Matrix], StateSize] | None = None
     gradient_scale: float = 1.0
+    gradient: Callable[[Matrix], StateSize] | None = None
+    moved_at_once: Callable[[MemoryTerms], int] | None = None
     cast_inputs: int = 0
     activation_scale: float = 1.0
     constant: int = 0
@@ -171,7 +180,8 @@ class Method(Generic[C]):
     requires    each: at least one of these traits must be true of the run
     conflicts   traits that must not be true of the run
     claims      things only one method of a run may own
-    declares    more of these four, where they depend on the model or on the options
+    removes     traits of the model or the machine that are not true of a run with this method in it
+    declares    more of these five, where they depend on the model or on the options
     numerics    against the plain model: "exact" (same numbers), "close" (rounding differs), "changes" (on purpose)
     packages    PEP 508 requirements, checked from metadata before anything is imported
     supports    the method's own yes, experimental(note), no(reason) or missing(reason)
@@ -191,6 +201,7 @@ class Method(Generic[C]):
     requires: tuple[AnyOf, ...] = ()
     conflicts: frozenset[Trait] = frozenset()
     claims: frozenset[Claim] = frozenset()
+    removes: frozenset[Trait] = frozenset()
     declares: Callable[[ArchitectureProfile, C], Declaration] = _nothing_more
     numerics: Numerics = "exact"
     packages: tuple[str, ...] = ()
@@ -209,6 +220,8 @@ class Method(Generic[C]):
             requires=self.requires + more.requires,
             conflicts=self.conflicts | more.conflicts,
             claims=self.claims | more.claims,
+            removes=self.removes | more.removes,
+            reasons=more.reasons,
         )
 
 
@@ -217,17 +230,17 @@ class ModelPatch(Method[C]):
     """Changes the model's code or weights. `apply(model, profile, config)` returns a callable that undoes it.
 
     An `apply` with a parameter `context` gets a `BuildContext`. `edit_tokenizer(tokenizer, profile, config)` changes the
-    tokenizer in place, before any row is tokenised. Phase "load": before the model is loaded (model is None); "loaded":
-    right after; "attached": after the adapter. An `isolate` patch must be imported before transformers, so its run goes to a
-    clean worker process, where `prepare()` is the first thing called. What a `persistent` patch changes is part of the model
-    that was trained: it is applied again whenever a run's adapter is loaded, as for merging. A patch that finds nothing to
-    change raises `NothingPatched`.
+    tokenizer in place, before any row is tokenised; with a parameter `notice` it can say what it did. Phase "load": before
+    the model is loaded (model is None); "loaded": right after; "attached": after the adapter. An `isolate` patch must be
+    imported before transformers, so its run goes to a clean worker process, where `prepare()` is the first thing called.
+    What a `persistent` patch changes is part of the model that was trained: it is applied again whenever a run's adapter is
+    loaded, as for merging. A patch that finds nothing to change raises `NothingPatched`.
     """
 
     slot: ClassVar[str] = "patches"
 
     apply: Callable[..., Undo]
-    edit_tokenizer: Callable[[PreTrainedTokenizerBase, ArchitectureProfile, C], None] | None = None
+    edit_tokenizer: Callable[..., None] | None = None
     phase: Phase = "loaded"
     persistent: bool = False
     isolate: bool = False
@@ -258,9 +271,9 @@ AfterStep: TypeAlias = Callable[[int], None]
 class OptimizerMethod(Method[C]):
     """Moves the trainable parameters. `build(model, config)` returns the optimizer and callables run after each step.
 
-    A `build` with a parameter `profile` gets the ArchitectureProfile, to tell parameters apart by role. A `config` that
-    extends `luthier.core.schedule.OptimizerOptions` gets its learning-rate schedule and gradient clipping from the core; any
-    other trains at the rate the optimizer was built with, and the plan says so. An optimizer that does not leave whole
+    A `build` with a parameter `profile` gets the ArchitectureProfile, to tell parameters apart by role; one with `context` a
+    `BuildContext`. A `config` that extends `luthier.core.schedule.OptimizerOptions` gets its learning-rate schedule and
+    gradient clipping from the core; any other trains at the rate the optimizer was built with, and the plan says so. An optimizer that does not leave whole
     gradients in `.grad` brings `clip_grad_norm_(max_norm) -> Tensor`, which clips what it holds and returns the norm from
     before; the trainer calls it in place of torch's.
     """

@@ -29,6 +29,7 @@ from luthier.core.loading import load_model, load_tokenizer
 from luthier.core.meter import MemoryMeter, ran_out_of_memory
 from luthier.core.output import OutputFolder
 from luthier.core.plan import Plan
+from luthier.core.quantized import count_parameters
 from luthier.core.results import assert_same_run, collect_results, write_description, write_report
 from luthier.core.runtime import Runtime
 
@@ -99,7 +100,7 @@ def _prepare(runtime: Runtime) -> None:
     if edits:
         runtime.original_tokenizer = copy.deepcopy(runtime.tokenizer)
     for edit, options in edits:
-        edit(runtime.tokenizer, runtime.plan.profile, options)
+        call(edit, runtime.tokenizer, runtime.plan.profile, options, notice=runtime.notice)
     stage, _ = runtime.method(runtime.plan.step("stage"))
     assert isinstance(stage, TrainingStage)
     runtime.data = prepare(runtime.config, runtime.catalog.formats, runtime.tokenizer, kind=stage.data_kind)
@@ -127,7 +128,7 @@ def _build(runtime: Runtime) -> None:
     runtime.model = call(adapter.attach, runtime.model, plan.profile, options, context=runtime.build_context())
     _patch(runtime, "attached")
     trained = sum(parameter.numel() for parameter in runtime.model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in runtime.model.parameters())
+    total = sum(count_parameters(parameter) for parameter in runtime.model.parameters())
     if not trained:
         fix = f"look at its options with `luthier explain {adapter.name}`"
         raise LuthierError(f"adapter: {adapter.name} left no parameter to train", fix=fix)

@@ -12,6 +12,7 @@ from luthier.core.errors import LuthierError, MissingEnvironmentError, ModelErro
 from luthier.core.frozen import thaw
 from luthier.core.meter import ran_out_of_memory
 from luthier.core.plan import ModelReference, Plan
+from luthier.core.quantized import cast_plain_weights, quantized_options, settle, without_repeated_configuration
 from luthier.core.saving import quiet
 
 if TYPE_CHECKING:
@@ -46,15 +47,19 @@ def load_model(plan: Plan, notice: Notice = lambda text: None) -> nn.Module:
 
     options: dict[str, Any] = {**thaw(plan.load_options), **_reference_options(plan.model)}
     options.setdefault("dtype", getattr(torch, plan.precision.weights))
+    options = quantized_options(options, plan)
     if plan.model.gguf_file:
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
-    with _failures(plan.model, "model"):
+    with _failures(plan.model, "model"), without_repeated_configuration():
         model, info = AutoModelForCausalLM.from_pretrained(plan.model.path, output_loading_info=True, **options)
     _check_weights(plan.model, info, notice)
     if "device_map" not in options:
         model.to(plan.device)
+    settle(model, plan.precision)
+    if plan.profile.quantization is not None:
+        cast_plain_weights(model, getattr(torch, plan.precision.weights))
     return model.train()
 
 

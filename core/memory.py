@@ -6,6 +6,7 @@ keeps for its backward pass (docs/memory.md derives them); `peak` is the sum, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -25,15 +26,14 @@ def forecast(
     stored = [share for share in shares if share.weight_bytes is not None]
     weights = float(profile.parameters * width)
     gradients = optimizer = 0.0
-    scale = gradient_scale = 1.0
+    scale = 1.0
     for share in shares:
         per_parameter = share.trainable_bytes if share.trainable_bytes is not None else width
         weights += share.added * per_parameter + share.constant + _storage_change(share, profile, width)
-        gradients += share.trainable * per_parameter
-        optimizer += sum(_optimizer_state(share, per_parameter, moved_by) for moved_by in shares)
+        moved = min([share.trainable, *(by.moved_at_once(share) for by in shares if by.moved_at_once is not None)])
+        gradients += _gradients(share, moved, per_parameter, shares)
+        optimizer += sum(_optimizer_state(share, moved, per_parameter, moved_by) for moved_by in shares)
         scale *= share.activation_scale
-        gradient_scale *= share.gradient_scale
-    gradients *= gradient_scale
     layers = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
     # A float32 copy in place of the one that `layer_elements_per_token` counts.
     layers += sum(share.cast_inputs for share in shares) * (DTYPE_BYTES["float32"] - width)
@@ -59,12 +59,21 @@ def _storage_change(share: MemoryTerms, profile: ArchitectureProfile, width: int
     return parameters * (share.weight_bytes - width)
 
 
-def _optimizer_state(trained: MemoryTerms, per_parameter: float, optimizer: MemoryTerms) -> float:
-    """Bytes of state that one method keeps for the parameters that another made trainable."""
+def _gradients(trained: MemoryTerms, moved: int, per_parameter: float, shares: Iterable[MemoryTerms]) -> float:
+    """Bytes of gradient for the parameters that one method made trainable, as far as they exist at one time."""
+    size_of = next((share.gradient for share in shares if share.gradient is not None), None)
+    if size_of is not None and trained.matrices:
+        sizes = [(size_of(matrix), matrix.count) for matrix in trained.matrices]
+        return sum(count * (size.numbers * per_parameter + size.bytes) for size, count in sizes)
+    return moved * per_parameter * math.prod(share.gradient_scale for share in shares)
+
+
+def _optimizer_state(trained: MemoryTerms, moved: int, per_parameter: float, optimizer: MemoryTerms) -> float:
+    """Bytes of state that one method keeps for the parameters that another made trainable, of which `moved` are its own."""
     if optimizer.optimizer_state is not None and trained.matrices:
         sizes = [(optimizer.optimizer_state(matrix), matrix.count) for matrix in trained.matrices]
         return sum(count * (size.numbers * per_parameter + size.bytes) for size, count in sizes)
-    return trained.trainable * (optimizer.optimizer_bytes + optimizer.optimizer_copies * per_parameter)
+    return moved * (optimizer.optimizer_bytes + optimizer.optimizer_copies * per_parameter)
 
 
 def matmul_parameters(profile: ArchitectureProfile) -> int:

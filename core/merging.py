@@ -90,6 +90,8 @@ def merge_run(
     quantised = [step for step in plan.steps_in("patches") if provides(step, plan, catalog, "weights.quantized")]
     chosen = _choose_base(plan, quantised, base)
     _check_adapter(adapter, plan)
+    if quantised and chosen == "original":
+        _check_original(adapter, plan, catalog)
     _check_target(into)
     kept = dtype or plan.precision.weights
     allowed = tolerance if tolerance is not None else TOLERANCES[kept]
@@ -186,6 +188,17 @@ def _must_choose(reason: str, ways: tuple[Base, ...]) -> ConfigError:
         where="--base",
         fix="choose " + ", or ".join(meaning[way] for way in ways),
     )
+
+
+def _check_original(adapter: Adapter[Any], plan: Plan, catalog: Catalog) -> None:
+    """An adapter that needs quantised weights was trained to put right what they lost."""
+    _, options = method_of(plan.step("adapter"), catalog)
+    if any("weights.quantized" in need.traits for need in adapter.declaration(plan.profile, options).requires):
+        raise ConfigError(
+            f"the update of {adapter.name} makes up for the quantisation of the weights: on the original it is too much",
+            where="--base",
+            fix="give --base dequantized",
+        )
 
 
 def _check_target(into: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.options import option
+from luthier.core.profile import ArchitectureProfile, RoleGroup
 from luthier.core.schedule import OptimizerOptions
 
 if TYPE_CHECKING:
@@ -43,3 +46,37 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def fusible(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether torch's fused kernels take every parameter of these groups: floating point, on CPU or CUDA."""
+    trained = [parameter for group in groups for parameter in group["params"]]
+    return all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in trained)
+
+
+def role_finder(profile: ArchitectureProfile) -> Callable[[str, Sequence[int]], tuple[str, RoleGroup] | None]:
+    """A function from a parameter's name and shape to its role and group; None for what has no role, as a low-rank factor.
+
+    Names as the model has them, with or without PEFT's wrapping. A decoder layer that a method added counts like the others
+    of its form: layer numbers are not looked at, where several forms share a name the shape decides.
+    """
+    places: dict[str, list[tuple[str, RoleGroup]]] = {}
+    for role, groups in profile.roles.items():
+        for group in groups:
+            places.setdefault(_numberless(group.pattern), []).append((role, group))
+
+    def find(name: str, shape: Sequence[int]) -> tuple[str, RoleGroup] | None:
+        plain = _numberless(_unwrapped(name))
+        found = places.get(plain) or places.get(plain.rpartition(".")[0]) or []
+        return next((place for place in found if place[1].shape == tuple(shape)), found[0] if found else None)
+
+    return find
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def _unwrapped(name: str) -> str:
+    """Without what PEFT puts around a module's name: `base_model.model.`, `.base_layer`, `.modules_to_save.default`."""
+    return re.sub(r"\.modules_to_save\.[^.]+|\.base_layer", "", name.removeprefix("base_model.model."))

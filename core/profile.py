@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from luthier.core.frozen import FrozenDict
 from luthier.core.traits import Trait
@@ -161,6 +161,32 @@ class Tower:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How a checkpoint that arrives quantised is stored, and what that allows (core/prequantized.py has the table).
+
+    method        as the checkpoint calls it: "gptq", "bitsandbytes", "mxfp4", ...
+    bits          of a stored weight; None where nothing says
+    packages      PEP 508 requirements for loading it and training an adapter on it
+    cuda          whether that needs a CUDA device
+    untrainable   why no adapter can train on it; empty where one can
+    dora          whether the weight can be read back, as DoRA needs it
+    dequantize    how it becomes plain weights: while it is loaded, after that, or not at all
+    dequantizers  PEP 508 requirements for that
+    settings      the checkpoint's own `quantization_config`
+    """
+
+    method: str
+    bits: float | None = None
+    packages: tuple[str, ...] = ()
+    cuda: bool = False
+    untrainable: str = ""
+    dora: bool = False
+    dequantize: Literal["load", "after", ""] = ""
+    dequantizers: tuple[str, ...] = ()
+    settings: FrozenDict[str, Any] = field(default_factory=FrozenDict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArchitectureProfile:
     """Everything the resolver and the methods may ask about a model; JSON-serialisable and hashable.
 
@@ -168,7 +194,8 @@ class ArchitectureProfile:
     `role_parameters` counts by role and adds up to `parameters`: besides the roles it has "towers", "unclassified", and
     "other" for vectors without a role (gains, attention sinks, expert biases). A matrix that plays two roles (tied
     embeddings) counts for the first. `intermediate_size` is that of the widest MLP, or of the experts where there is no
-    other. `context_length` in tokens. `prequantized` names the quantisation method that the checkpoint arrives with.
+    other. `context_length` in tokens. `prequantized` names the quantisation method that the checkpoint arrives with, and
+    `quantization` says what that means.
     `backends` are the attention implementations that the class itself declares: "eager", "sdpa", "flash_attention",
     "flex_attention".
     """
@@ -194,6 +221,7 @@ class ArchitectureProfile:
     experts_per_token: int = 0
     dtype: str | None = None
     prequantized: str | None = None
+    quantization: Quantization | None = None
     remote_code: bool = False
     gradient_checkpointing: bool = True
     backends: tuple[str, ...] = ("eager",)

@@ -82,7 +82,7 @@ def model_card(plan: Plan, results: Mapping[str, Any], *, license: str | None = 
         f"---\n{yaml.safe_dump(_front_matter(plan, detachable, license), sort_keys=False, allow_unicode=True)}---",
         f"# {plan.model.name.rstrip('/').rsplit('/', 1)[-1]}, trained with Luthier",
         _summary(plan, detachable),
-        f"## Use\n\n```python\n{_usage(plan, detachable)}\n```",
+        f"## Use\n\n{_before_use(plan, detachable)}```python\n{_usage(plan, detachable)}\n```",
         f"## Method\n\n{_steps(plan.steps)}\n\nPrecision: {plan.precision.name}, because {plan.precision.why}.",
         f"## Data\n\n{_data(plan, results.get('data', {}))}",
         f"## Results\n\n{_results(plan, results)}",
@@ -108,6 +108,18 @@ def _summary(plan: Plan, detachable: bool) -> str:
     return (
         f"This is {left} {base}, a {plan.profile.architecture} of {plan.profile.parameters:,} parameters. "
         f"Stage: `{stage}`; adapter: `{adapter}`."
+    )
+
+
+def _before_use(plan: Plan, detachable: bool) -> str:
+    """For an adapter whose base model was made another first: what is to be done before the code under it fits."""
+    if not detachable or "base.changed" not in plan.traits:
+        return ""
+    patches = ", ".join(f"`{step.method}`" for step in plan.steps_in("patches"))
+    return (
+        f"The base model was changed before it was trained (patches: {patches}), and has to be changed in the same way "
+        "before this adapter is put on it. `luthier merge path/to/this/folder` does that, and leaves a model that loads by "
+        "itself.\n\n"
     )
 
 

@@ -14,6 +14,7 @@ from luthier.core.errors import ConfigError, OutputError
 from luthier.core.frozen import thaw
 from luthier.core.output import OutputFolder
 from luthier.core.plan import Plan
+from luthier.core.quantized import count_parameters
 from luthier.core.report import model_card, plot_losses
 from luthier.core.serial import to_plain
 
@@ -72,14 +73,17 @@ def collect_results(
     assert runtime.data is not None
     assert runtime.model is not None
     parameters = list(runtime.model.parameters())
+    trained = runtime.trained_parameters
+    if trained is None:
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return {
         "stage": plan.step("stage").method,
         "methods": {step.slot: step.method for step in plan.steps if step.slot != "patches"}
         | {"patches": [step.method for step in plan.steps_in("patches")]},
         "model": plan.model.name,
         **_finite(runtime, metrics),
-        "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trained_parameters": trained,
+        "parameters": sum(count_parameters(parameter) for parameter in parameters),
         "seconds": round(seconds, 3),
         "memory": {
             "predicted": to_plain(plan.memory),

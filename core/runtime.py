@@ -31,7 +31,8 @@ class Runtime:
     """Given to a stage's `run(runtime, config)`.
 
     `stop` is set when the user asked for the run to end (Ctrl-C): the stage saves a checkpoint at the next step and
-    raises `Interrupted`. `resume_from` is the checkpoint folder to continue, or None.
+    raises `Interrupted`. `resume_from` is the checkpoint folder to continue, or None. `trained_parameters` are those that
+    the optimizer holds, known once it is built: one that goes block by block freezes the others meanwhile.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Runtime:
     tokenizer: PreTrainedTokenizerBase | None = None
     original_tokenizer: PreTrainedTokenizerBase | None = None
     data: PreparedData | None = None
+    trained_parameters: int | None = None
     undo: list[Undo] = field(default_factory=list)
 
     def emit(self, kind: Any, message: str = "", **values: Any) -> None:
@@ -98,5 +100,7 @@ class Runtime:
         """(optimizer, its options, callables to run after each optimizer step), over the parameters that train now."""
         method, options = self.method(self.plan.step("optimizer"))
         assert isinstance(method, OptimizerMethod)
-        optimizer, after_step = call(method.build, self.model, options, profile=self.plan.profile)
+        context = self.build_context()
+        optimizer, after_step = call(method.build, self.model, options, profile=self.plan.profile, context=context)
+        self.trained_parameters = sum(one.numel() for group in optimizer.param_groups for one in group["params"])
         return optimizer, options, tuple(after_step)

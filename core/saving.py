@@ -6,7 +6,7 @@ An adapter may bring its own `save` and `load`; the defaults go by what the mode
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,9 +36,7 @@ def save_trained(model: nn.Module, folder: Path, adapter: Adapter[Any]) -> None:
         if adapter.save is not None:
             adapter.save(model, folder)
         elif isinstance(model, PeftModel):
-            model.save_pretrained(str(folder), save_embedding_layers=_embedding_layers(model))
-            # PEFT writes a model card of its own; the run's card says what was trained.
-            (folder / "README.md").unlink(missing_ok=True)
+            save_peft(model, folder)
         elif hasattr(model, "save_pretrained"):
             model.save_pretrained(str(folder))
         else:
@@ -61,7 +59,7 @@ def load_trained(model: nn.Module, folder: Path, adapter: Adapter[Any], *, train
         if adapter.load is not None:
             return adapter.load(model, folder, trainable)
         if (folder / ADAPTER_CONFIG).is_file():
-            return _load_peft(model, folder, trainable)
+            return load_peft(model, folder, trainable)
         _load_whole(model, folder)
     return model
 
@@ -109,7 +107,17 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _load_peft(model: nn.Module, folder: Path, trainable: bool) -> nn.Module:
+def save_peft(model: Any, folder: Path) -> None:
+    """A PEFT model's active adapter, as PEFT lays it out."""
+    model.save_pretrained(
+        str(folder), save_embedding_layers=_embedding_layers(model), selected_adapters=[model.active_adapter]
+    )
+    # PEFT writes a model card of its own; the run's card says what was trained.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_peft(model: nn.Module, folder: Path, trainable: bool) -> nn.Module:
+    """Fill the adapter of a PEFT model in place, or attach the one in `folder`. Raises ModelError where it does not fit."""
     from peft import PeftModel, set_peft_model_state_dict
 
     path = folder / ADAPTER_WEIGHTS
@@ -119,24 +127,25 @@ def _load_peft(model: nn.Module, folder: Path, trainable: bool) -> nn.Module:
         return attached
     name = model.active_adapter
     # PEFT itself only returns what did not fit; what is left over or left out would silently be another model.
-    _require(set(weights), set(_adapter_keys(model, name)), path)
+    require_keys(set(weights), set(adapter_state(model)), path)
     try:
         set_peft_model_state_dict(model, weights, adapter_name=name)
     except (RuntimeError, KeyError) as error:
-        raise _misfit(path, str(error)) from error
+        raise misfit(path, str(error)) from error
     if not trainable:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
     return model
 
 
-def _adapter_keys(model: Any, name: str) -> Mapping[str, Tensor]:
+def adapter_state(model: Any) -> dict[str, Tensor]:
+    """The tensors of a PEFT model's active adapter, under the names that its file has."""
     from peft import get_peft_model_state_dict
 
-    keys: Mapping[str, Tensor] = get_peft_model_state_dict(
-        model, adapter_name=name, save_embedding_layers=_embedding_layers(model)
+    state: dict[str, Tensor] = get_peft_model_state_dict(
+        model, adapter_name=model.active_adapter, save_embedding_layers=_embedding_layers(model)
     )
-    return keys
+    return state
 
 
 def _embedding_layers(model: Any) -> bool:
@@ -165,9 +174,9 @@ def _load_whole(model: nn.Module, folder: Path) -> None:
         try:
             model.load_state_dict(mapped, strict=False)
         except RuntimeError as error:
-            raise _misfit(path, str(error)) from error
+            raise misfit(path, str(error)) from error
         stored |= set(mapped)
-    return _require(stored, required, files[0])
+    return require_keys(stored, required, files[0])
 
 
 def _load_converted(model: Any, folder: Path) -> None:
@@ -176,20 +185,22 @@ def _load_converted(model: Any, folder: Path) -> None:
         dtype = next(model.parameters()).dtype
         fresh, report = type(model).from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, AttributeError) as error:
-        raise _misfit(folder, str(error)) from error
-    _require(set(report["unexpected_keys"]), set(report["missing_keys"]), folder)
+        raise misfit(folder, str(error)) from error
+    require_keys(set(report["unexpected_keys"]), set(report["missing_keys"]), folder)
     model.load_state_dict(fresh.state_dict())
 
 
-def _require(stored: set[str], required: set[str], path: Path) -> None:
+def require_keys(stored: set[str], required: set[str], path: Path) -> None:
+    """Raises ModelError where the names in a file are not those that the model needs."""
     missing, extra = sorted(required - stored), sorted(stored - required)
     if missing or extra:
         parts = [f"{len(missing)} weights are missing ({missing[0]}, ...)"] if missing else []
         parts += [f"{len(extra)} are of another model ({extra[0]}, ...)"] if extra else []
-        raise _misfit(path, " and ".join(parts))
+        raise misfit(path, " and ".join(parts))
 
 
-def _misfit(path: Path, reason: str) -> ModelError:
+def misfit(path: Path, reason: str) -> ModelError:
+    """The error for weights of another model."""
     return ModelError(
         f"the weights do not fit this model: {reason}",
         where=str(path),

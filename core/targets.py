@@ -45,6 +45,17 @@ class Target:
         """Its weight, as an optimizer's memory formula asks for it."""
         return Matrix(role=self.role, shape=self.group.shape)
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of its weight and of its bias, where it has them."""
+        group = self.group
+        if not group.shape:
+            return ()
+        if not group.bias:
+            return (group.shape,)
+        out = group.out_features or group.shape[0]
+        return group.shape, (group.experts, out) if group.kind == "parameter" and group.experts else (out,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -165,6 +176,14 @@ def per_target(values: Mapping[str, V], targets: Collection[Target]) -> tuple[di
     return result, tuple(word for word, found in matched.items() if not found)
 
 
+def holds_vocabulary(profile: ArchitectureProfile, targets: Iterable[Target]) -> bool:
+    """Whether these modules have every row of the vocabulary: the embeddings, and the head where it is another matrix."""
+    roles = {target.role for target in targets}
+    if profile.tied_embeddings or not profile.has("head"):
+        return bool(roles & {"embed", "head"})
+    return {"embed", "head"} <= roles
+
+
 def matrices(targets: Iterable[Target]) -> tuple[Matrix, ...]:
     """The weights of these modules by role and shape, counted."""
     counts: dict[tuple[str, tuple[int, ...]], int] = {}
@@ -172,3 +191,31 @@ def matrices(targets: Iterable[Target]) -> tuple[Matrix, ...]:
         key = (target.role, target.group.shape)
         counts[key] = counts.get(key, 0) + 1
     return tuple(Matrix(role=role, shape=shape, count=count) for (role, shape), count in counts.items())
+
+
+def whole(profile: ArchitectureProfile, targets: Iterable[Target], *, layers: int = 0) -> tuple[Matrix, ...]:
+    """Every tensor of these modules by role and shape, counted: weights and biases, a tied matrix once.
+
+    `layers` says how many decoder layers are meant as a whole: then their share of what has no role comes with them.
+    Detection knows such vectors (gains, sinks) and modules in sum only; each layer is given the same number.
+    """
+    counts: dict[tuple[str, tuple[int, ...]], int] = {}
+    tied = False
+    for target in targets:
+        if profile.tied_embeddings and target.role in ("embed", "head"):
+            if tied:
+                continue
+            tied = True
+        for shape in target.shapes:
+            counts[target.role, shape] = counts.get((target.role, shape), 0) + 1
+    found = [Matrix(role=role, shape=shape, count=count) for (role, shape), count in counts.items()]
+    roleless = sum(profile.role_parameters.get(role, 0) for role in ("other", "unclassified"))
+    share = roleless * layers // profile.layers if profile.layers else 0
+    return (*found, Matrix(role="other", shape=(share,))) if share else tuple(found)
+
+
+def every_matrix(profile: ArchitectureProfile) -> tuple[Matrix, ...]:
+    """Every parameter of the model by role and shape; those that detection knows in sum only stand as one vector."""
+    found = whole(profile, every_target(profile), layers=profile.layers)
+    rest = profile.parameters - sum(matrix.size * matrix.count for matrix in found)
+    return (*found, Matrix(role="other", shape=(rest,))) if rest > 0 else found

@@ -16,10 +16,14 @@ Claim: TypeAlias = str
 TRAITS: Final[dict[Trait, str]] = {
     # the weights
     "weights.quantized": "the base weights are stored in fewer bits than they compute in",
-    "weights.quantized.4bit": "... in 4 bits (NF4, FP4)",
-    "weights.quantized.8bit": "... in 8 bits (int8)",
+    "weights.quantized.4bit": "... in 4 bits (NF4, FP4, GPTQ, ...)",
+    "weights.quantized.8bit": "... in 8 bits (int8, fp8, ...)",
+    "weights.no_dora": "the stored weights cannot be read back, as DoRA needs them for its norms",
     "base.frozen": "no weight of the base model trains",
     "base.partly_frozen": "some weights of the base model train, others are frozen",
+    "base.changed": "the model is made another than the published one before it trains: an adapter fits only that one",
+    "embeddings.trained": "the rows of the vocabulary train, in the embeddings and in a head with a matrix of its own",
+    "vocabulary.extended": "the tokenizer has tokens that the model came without",
     "params.full_rank": "whole weight matrices train, so their gradients are full matrices",
     # adapters
     "adapter.low_rank": "the trained update is a product of two thin matrices",
@@ -29,7 +33,7 @@ TRAITS: Final[dict[Trait, str]] = {
     "reference.by_disabling": "switching the adapter off gives exactly the base model",
     "reference.model": "a separate reference model is held in memory",
     # optimizers
-    "optimizer.layerwise": "each parameter is updated during the backward pass and its gradient freed",
+    "optimizer.layerwise": "gradients are taken up and freed during the backward pass, each as it comes",
     "optimizer.low_rank_state": "the optimizer keeps its state in a projected, smaller space",
     # attention and batches
     "attention.packed": "the attention keeps the documents of a packed batch apart",
@@ -56,6 +60,8 @@ CLAIMS: Final[dict[Claim, str]] = {
     "mlp.forward": "replaces the forward of the MLP blocks",
     "norm.forward": "replaces the forward of the norms",
     "lora.forward": "replaces the forward of low-rank adapted linear layers",
+    "embeddings.noise": "adds noise to the input embeddings",
+    "positions.scale": "decides how positions are stretched for a longer context",
     "layer.checkpoint": "decides which layers recompute their activations",
     "weights.storage": "decides how the base weights are stored",
     "optimizer.step": "takes the optimizer step",

@@ -166,7 +166,7 @@ def merge(
     """Fold what a run trained into plain weights that transformers loads, and prove that the logits stay the same.
 
     `run` is an output folder or one of its checkpoints; `into` a new folder, by default `<run>-merged` beside it. `base`
-    must be chosen where the run trained on quantised weights. `dtype` defaults to that of the run's base weights; `tolerance`
+    must be chosen where the run trained on quantised ones. `dtype` defaults to that of the run's base weights, `tolerance`
     is a part of the greatest logit. Raises ConfigError, OutputError, ModelError, or LuthierError where the logits differ too
     much: then nothing is written.
     """

@@ -113,8 +113,11 @@ def explain(clash: Clash, picks: Sequence[Pick], situation: Situation) -> Proble
 def unmet(pick: Pick, need: AnyOf, picks: Sequence[Pick], situation: Situation) -> Problem:
     """A requirement that nothing else in the run fulfils."""
     meanings = "; ".join(TRAITS[trait] for trait in sorted(need.traits) if trait in TRAITS)
+    reasons = pick.declaration.reasons
+    why = "; ".join(reasons[trait] for trait in sorted(need.traits) if trait in reasons)
     return Problem(
-        reason=f"{pick.title} needs {need}{f' ({meanings})' if meanings else ''}, which nothing else in this run provides",
+        reason=f"{pick.title} needs {need}{f' ({meanings})' if meanings else ''}, which nothing else in this run provides"
+        + (f": {why}" if why else ""),
         methods=(pick.title,),
         fix=providers_text(pick, need.traits, picks, situation),
     )
@@ -124,13 +127,16 @@ def conflict(pick: Pick, trait: Trait, sources: Sequence[Pick], picks: Sequence[
     """A trait that a method cannot bear, and where it comes from."""
     origins = [other.title for other in sources] + origins_of(trait, situation)
     meaning = f" ({TRAITS[trait]})" if trait in TRAITS else ""
+    why = f": {pick.declaration.reasons[trait]}" if trait in pick.declaration.reasons else ""
     changes = ways_without(pick, picks, situation)
     if sources and trait not in situation.facts:
         ways = [ways_without(source, picks, situation) for source in sources]
         if all(ways):
             changes.append(" and ".join(way[0] for way in ways))
+    elif not sources:
+        changes += ways_to_remove(trait, picks, situation)
     return Problem(
-        reason=f"{pick.title} cannot be combined with {trait}{meaning}, which comes from {' and '.join(origins)}",
+        reason=f"{pick.title} cannot be combined with {trait}{meaning}, which comes from {' and '.join(origins)}{why}",
         methods=(pick.title, *(other.title for other in sources)),
         fix=", or ".join(changes),
     )
@@ -154,6 +160,20 @@ def ways_without(pick: Pick, picks: Sequence[Pick], situation: Situation) -> lis
         name for name in _by_priority(pick.slot, situation) if name != pick.name and _fits(name, pick, picks, situation)
     ]
     return [f"take {pick.slot}: {' or '.join(fitting)}"] if fitting else []
+
+
+def ways_to_remove(trait: Trait, picks: Sequence[Pick], situation: Situation) -> list[str]:
+    """Patches that would make a trait of the model untrue of the run, and would bring no new clash."""
+    present = {pick.name for pick in picks if pick.slot == "patches"}
+    before = {clash.key for clash in find(picks, situation)}
+    ways = []
+    for name in _by_priority("patches", situation):
+        patch, problems = examine("patches", Choice(use=name), "", situation)
+        if name in present or patch is None or problems or trait not in patch.declaration.removes:
+            continue
+        if {clash.key for clash in find([*picks, patch], situation)} <= before:
+            ways.append(f"add patches: {name}")
+    return ways
 
 
 def _by_priority(slot: str, situation: Situation) -> list[str]:

@@ -6,7 +6,7 @@ Nothing here knows a method by name. The axes are what the catalog holds: a quan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -95,12 +95,13 @@ def combination_config(adapter: str, quantisation: str, optimizer: str, catalog:
     return RunConfig(**fields | sections)
 
 
-def footnotes(cells: Sequence[Cell]) -> dict[tuple[str, ...], int]:
-    """The different sets of reasons in order of appearance, numbered from 1."""
-    numbers: dict[tuple[str, ...], int] = {}
+def footnotes(cells: Iterable[Cell]) -> dict[str, int]:
+    """The different reasons in order of appearance, numbered from 1."""
+    numbers: dict[str, int] = {}
     for cell in cells:
         if not cell.possible:
-            numbers.setdefault(reasons(cell), len(numbers) + 1)
+            for reason in reasons(cell):
+                numbers.setdefault(reason, len(numbers) + 1)
     return numbers
 
 

@@ -167,8 +167,13 @@ def _data_problems(stage: TrainingStage[Any], title: str, situation: Situation) 
 
 
 def facts_of(picks: Iterable[Pick], situation: Situation) -> frozenset[Trait]:
-    """Everything that is true of the run with these picks."""
-    return situation.facts.union(*(pick.declaration.provides for pick in picks))
+    """Everything that is true of the run with these picks: what held before, less what they remove, and what they provide.
+
+    What one method provides, another does not take away: two such methods are a conflict, and say so.
+    """
+    declared = [pick.declaration for pick in picks]
+    left = situation.facts.difference(*(one.removes for one in declared))
+    return left.union(*(one.provides for one in declared))
 
 
 def claims_of(picks: Iterable[Pick]) -> dict[Claim, list[Pick]]:

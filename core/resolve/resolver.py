@@ -3,7 +3,7 @@
 1. presets become the slots they stand for          presets.py
 2. every named method is examined on its own        picks.py
 3. `auto` slots take the first candidate that fits  auto.py
-4. all of them together: needs, conflicts, claims   compat.py
+4. all of them together: needs, conflicts, claims   compat.py; and the checkpoint's own needs, checkpoint.py
 5. precision, load options, memory, execution order
 
 Problems are collected over all of it and raised once.
@@ -26,6 +26,7 @@ from luthier.core.memory import forecast
 from luthier.core.plan import ModelReference, Plan, Precision, Rejected, SourceSummary, Step
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.auto import AUTO_ORDER, fill
+from luthier.core.resolve.checkpoint import checkpoint_problems, stored_terms
 from luthier.core.resolve.compat import clashes
 from luthier.core.resolve.picks import Pick, Situation, answer, defect, examine, facts_of
 from luthier.core.resolve.precision import decide_precision
@@ -78,12 +79,13 @@ def resolve(
         problems += found
         if found:
             wrong[slot] = True
-    problems += clashes(picks, situation, wrong) + _unconsumed(config)
+    problems += clashes(picks, situation, wrong) + checkpoint_problems(picks, situation) + _unconsumed(config)
     picks = sorted(picks, key=_execution_order)
     load_options, found = _load_options(picks, profile)
     problems += found
     terms, found = _memory_terms(picks, profile)
     problems += found
+    terms += stored_terms(picks, situation)
     steps = tuple(_step(pick) for pick in picks)
     if problems:
         draft = {"model": to_plain(model), "steps": to_plain(steps), "rejected": to_plain(rejected)}

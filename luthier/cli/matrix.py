@@ -61,19 +61,21 @@ def show(matrix: Matrix, model: ModelReference, profile: ArchitectureProfile, de
             table.add_row(optimizer, *(Text(mark(cell, numbers), style=_style(cell)) for cell in cells))
         console.print(table)
     console.print()
+    notes = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for why, number in numbers.items():
-        console.print(Text(f"{number:>3}  " + "\n     ".join(why)))
+        notes.add_row(str(number), Text(why))
+    console.print(notes)
     doubts = dict.fromkeys(warning for cell in matrix.cells if cell.outcome == "experimental" for warning in cell.warnings)
     for warning in doubts:
         console.print(Text(f"exp. {warning}"))
 
 
-def mark(cell: Cell, numbers: dict[tuple[str, ...], int]) -> str:
-    """What stands in the table: yes, exp., or the number of the reasons, in brackets where only something is missing."""
+def mark(cell: Cell, numbers: dict[str, int]) -> str:
+    """What stands in the table: yes, exp., or the numbers of the reasons, in brackets where only something is missing."""
     if cell.possible:
         return MARKS[cell.outcome]
-    number = numbers[reasons(cell)]
-    return f"({number})" if cell.outcome == "missing" else f"{number}"
+    text = " ".join(str(numbers[reason]) for reason in reasons(cell))
+    return f"({text})" if cell.outcome == "missing" else text
 
 
 def _style(cell: Cell) -> str:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.cli.text import output_console, parameters, print_json
-from luthier.core.profile import ROLES, ArchitectureProfile, AttentionGroup, RoleGroup
+from luthier.core.profile import ROLES, ArchitectureProfile, AttentionGroup, Quantization, RoleGroup
 from luthier.core.serial import to_plain
 
 if TYPE_CHECKING:
@@ -92,12 +92,24 @@ def _summary(profile: ArchitectureProfile) -> Iterator[str]:
         positions += f", base {profile.rope_theta:g}"
     yield positions + (f"; logits capped at {profile.final_softcap:g}" if profile.final_softcap else "")
     stored = f"checkpoint in {profile.dtype or 'an unstated dtype'}"
-    if profile.prequantized:
-        stored += f", quantised ({profile.prequantized})"
+    if profile.quantization:
+        bits = f", {profile.quantization.bits:g} bits" if profile.quantization.bits else ""
+        stored += f", quantised ({profile.quantization.method}{bits})"
     checkpointing = "gradient checkpointing" if profile.gradient_checkpointing else "no gradient checkpointing"
     yield f"{stored}; attention backends {', '.join(profile.backends)}; {checkpointing}"
+    if profile.quantization:
+        yield _quantised(profile.quantization)
     if profile.remote_code:
         yield "runs code from the model's own repository"
+
+
+def _quantised(quantization: Quantization) -> str:
+    """What the stored weights allow, in one line."""
+    needs = [*quantization.packages, *(["a CUDA device"] if quantization.cuda else [])]
+    words = "adapters train on the quantised weights" + (f", which needs {', '.join(needs)}" if needs else "")
+    if quantization.untrainable:
+        words = f"the quantised weights cannot be trained on as they are stored: {quantization.untrainable}"
+    return words + ("; they can be loaded as plain weights" if quantization.dequantize else "")
 
 
 def attention_words(group: AttentionGroup) -> str:

@@ -1,58 +1,112 @@
 """`checkpointing`: decoder layers keep only their input and are computed again in the backward pass.
 
-Chen et al. 2016, arXiv:1604.06174: memory for about a third more computation, with the same numbers.
+Chen et al. 2016, arXiv:1604.06174: memory for at most a third more computation, with the same numbers. Which layers do
+it is a choice between the two: `every: 2` gives back half of the time for about half of the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from luthier.core.contracts import MemoryTerms, ModelPatch, NothingPatched, Support, Undo
+from luthier.core.context import BuildContext
+from luthier.core.contracts import MemoryTerms, ModelPatch, Support, Undo
 from luthier.core.environment import Environment
 from luthier.core.hookspecs import hookimpl
 from luthier.core.memory import layer_elements_per_token
-from luthier.core.options import NoOptions
+from luthier.core.options import option
 from luthier.core.profile import ArchitectureProfile
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def supports(profile: ArchitectureProfile, environment: Environment, config: NoOptions) -> Support:
+@dataclass(frozen=True, kw_only=True)
+class CheckpointingConfig:
+    """Options of `checkpointing`."""
+
+    every: int = option(1, "Of the decoder layers every n-th recomputes, beginning with the first: 1 is all of them.", ge=1)
+    layers: tuple[int, ...] | None = option(
+        None, "Only these decoder layers recompute, negative numbers counted from the end; null stands for `every`."
+    )
+    offload: bool = option(
+        False, "What a recomputed layer keeps, its input, waits in the host's pinned memory instead of on the device."
+    )
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers names no layer; leave it out for all of them")
+        if self.layers is not None and self.every != 1:
+            raise ValueError("give either `every` or `layers`: both say which layers recompute")
+
+    def chosen(self, count: int) -> tuple[int, ...]:
+        """The layers of a decoder of `count` that recompute, in order, each once; numbers outside it are left out."""
+        if self.layers is None:
+            return tuple(range(0, count, self.every))
+        return tuple(sorted({layer % count for layer in self.layers if -count <= layer < count}))
+
+
+def supports(profile: ArchitectureProfile, environment: Environment, config: CheckpointingConfig) -> Support:
     if not profile.gradient_checkpointing:
         return Support.no(f"transformers' {profile.architecture} does not offer it")
+    outside = [layer for layer in config.layers or () if not -profile.layers <= layer < profile.layers]
+    if outside:
+        return Support.no(
+            f"{profile.model_type} has no layers {', '.join(map(str, outside))}",
+            f"layers go from 0 to {profile.layers - 1}, or back from -1",
+        )
+    if config.offload and environment.device != "cuda":
+        return Support.missing(
+            f"offload moves layer inputs from a cuda device to the host, and this run is on the {environment.device}",
+            "leave out offload",
+        )
+    if profile.layers > 1 and memory(profile, config).activation_scale >= 1:
+        return Support.no(
+            "recomputing the last layer alone saves nothing: it is computed again before any other activation is freed",
+            "choose earlier layers",
+        )
     return Support.yes()
 
 
-def memory(profile: ArchitectureProfile, config: NoOptions) -> MemoryTerms:
-    """Each layer keeps its input (H elements a token); one layer at a time holds all of its activations."""
-    kept = layer_elements_per_token(profile)
-    if not profile.layers or not kept:
+def memory(profile: ArchitectureProfile, config: CheckpointingConfig) -> MemoryTerms:
+    """The highest of: before the backward pass, and while any one recomputed layer holds its activations again.
+
+    With H numbers a token for a layer's input and K for all that a layer keeps: a recomputed layer keeps H (0 on the
+    device where it is offloaded), any other K. The backward pass frees layers from the last on, so that the K of a layer
+    that is computed again comes on top of the whole sum only where that is the last layer.
+    """
+    kept, layers = layer_elements_per_token(profile), profile.layers
+    if not layers or not kept:
         return MemoryTerms()
-    return MemoryTerms(activation_scale=(profile.hidden_size * profile.layers + kept) / (kept * profile.layers))
+    chosen = config.chosen(layers)
+    inputs = 0 if config.offload else profile.hidden_size
+    numbers = (layers - len(chosen)) * kept + len(chosen) * inputs + (kept if layers - 1 in chosen else 0)
+    return MemoryTerms(activation_scale=numbers / (layers * kept))
 
 
-def apply(model: nn.Module | None, profile: ArchitectureProfile, config: NoOptions) -> Undo:
-    """Switches on transformers' own checkpointing, of the kind that needs no gradient at the input."""
+def apply(
+    model: nn.Module | None, profile: ArchitectureProfile, config: CheckpointingConfig, context: BuildContext | None = None
+) -> Undo:
+    """Marks the chosen layers for transformers' own checkpointing; raises NothingPatched where one does not take it."""
+    from luthier.plugins.checkpointing.marking import mark_layers
+
     assert model is not None
-    layers: Any = model
-    if hasattr(layers, "activation_checkpointing_enable"):
-        layers.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        undo: Undo = layers.activation_checkpointing_disable
-    else:  # transformers before 5.23
-        layers.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        undo = layers.gradient_checkpointing_disable
-    if not any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise NothingPatched(f"checkpointing: no layer of {profile.architecture} took it")
+    undo, marked, count = mark_layers(model, profile, config)
+    if context is not None:
+        context.notice(
+            f"checkpointing: {marked} of {count} decoder layers recompute"
+            + (", their inputs wait in the host's memory" if config.offload else "")
+        )
     return undo
 
 
 @hookimpl
-def luthier_model_patches() -> Iterable[ModelPatch[NoOptions]]:
+def luthier_model_patches() -> Iterable[ModelPatch[CheckpointingConfig]]:
     yield ModelPatch(
         name="checkpointing",
         summary="Recomputes activations in the backward pass instead of keeping them.",
+        config=CheckpointingConfig,
         provides=frozenset({"activations.recomputed"}),
         claims=frozenset({"layer.checkpoint"}),
         supports=supports,

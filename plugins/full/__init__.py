@@ -9,6 +9,7 @@ from luthier.core.contracts import Adapter, MemoryTerms
 from luthier.core.hookspecs import hookimpl
 from luthier.core.options import NoOptions
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.targets import every_matrix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ def attach(model: nn.Module, profile: ArchitectureProfile, config: NoOptions) ->
 
 
 def memory(profile: ArchitectureProfile, config: NoOptions) -> MemoryTerms:
-    return MemoryTerms(trainable=profile.parameters)
+    return MemoryTerms(trainable=profile.parameters, matrices=every_matrix(profile))
 
 
 @hookimpl
@@ -30,7 +31,7 @@ def luthier_adapters() -> Iterable[Adapter[NoOptions]]:
     yield Adapter(
         name="full",
         summary="Every parameter trains.",
-        provides=frozenset({"params.full_rank"}),
+        provides=frozenset({"params.full_rank", "embeddings.trained"}),
         conflicts=frozenset({"weights.quantized", "model.prequantized"}),
         attach=attach,
         merge=lambda model: model,

@@ -1,57 +1,64 @@
-"""PEFT's LoRA on the modules that play the wanted roles, and on exactly those."""
+"""PEFT's LoRA on the wanted modules; then where it starts, and what it stands on."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import peft
 from torch import nn
 
-from luthier.core.contracts import NothingPatched
+from luthier.core.context import BuildContext
 from luthier.core.profile import ArchitectureProfile
+from luthier.plugins._peft.lora_layout import planned_updates
+from luthier.plugins._peft.low_rank import adapt, lora_layers, weight_of
+from luthier.plugins.lora import starts
 
 if TYPE_CHECKING:
     from luthier.plugins.lora import LoraConfig
 
 
-def attach_lora(model: nn.Module, profile: ArchitectureProfile, config: LoraConfig) -> nn.Module:
+def attach_lora(
+    model: nn.Module, profile: ArchitectureProfile, config: LoraConfig, context: BuildContext | None = None
+) -> nn.Module:
     """The model wrapped by PEFT, base frozen, updates in float32; raises NothingPatched when a module is missing."""
-    from luthier.plugins.lora import target_groups
+    made = planned_updates(profile, config)
+    linear = {update.target.name: update.rank for update in made if not update.is_fused}
+    # Before anything is wrapped: these two run the base model.
+    if config.init == "eva":
+        from luthier.plugins.lora.calibration import input_directions
 
-    groups = target_groups(profile, config)
-    wanted = {name for group in groups for name in group.names}
-    names = {name for name, _ in model.named_modules()}
-    if not wanted or not wanted <= names:
-        lost = sorted(wanted - names)[:3]
-        raise NothingPatched(
-            f"lora: the loaded model lacks the modules that its profile names: {', '.join(lost) or 'none named'}"
-        )
-    options = peft.LoraConfig(
-        r=config.rank,
-        lora_alpha=config.scaling_alpha,
-        lora_dropout=config.dropout,
-        target_modules=shortest_targets(wanted, names),
-        init_lora_weights="gaussian" if config.init == "gaussian" else True,
-        fan_in_fan_out=any(group.kind == "conv1d" for group in groups),
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # PEFT still asks transformers by the names that 5.23 deprecates.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        adapted = peft.get_peft_model(model, options)
-    found = set(adapted.base_model.targeted_module_names)
-    if found != wanted:
-        raise NothingPatched(f"lora: PEFT adapted {len(found)} modules where {len(wanted)} were wanted")
+        directions = input_directions(model, linear, config.init_batches, context)
+    elif config.init == "corda":
+        from luthier.plugins.lora.calibration import covariance_factors
+
+        weights = {name: weight_of(model.get_submodule(name)) for name in linear}
+        factors = covariance_factors(model, weights, linear, config.init_batches, config.corda_method, context)
+    init = "gaussian" if config.init == "gaussian" else True
+    adapted = adapt(model, profile, config, context, method="lora", init=init)
+    if config.init in ("pissa", "olora"):
+        starts.start_from_weights(adapted, made, config.init, config.svd_iterations)
+    elif config.init == "corda":
+        starts.start_from_factors(adapted, made, factors)
+    elif config.init == "eva":
+        starts.start_from_directions(adapted, made, directions)
+    elif config.init == "loftq":
+        count = starts.start_from_error(adapted, made, config.svd_iterations)
+        if context is not None and count < len(made):
+            context.notice(f"lora: {len(made) - count} of {len(made)} adapted modules are not quantised: they start at zero")
+    if config.stack_on:
+        stack(adapted, config.stack_on)
     return adapted
 
 
-def shortest_targets(wanted: Collection[str], names: Collection[str]) -> list[str]:
-    """Last path components (`q_proj`) where they single out exactly the wanted modules, else full names.
-
-    PEFT adapts a module when its name equals a target or ends in "." + target; other tools read the short form best.
-    """
-    suffixes = {name.rpartition(".")[2] for name in wanted}
-    matched = {name for name in names if name.rpartition(".")[2] in suffixes}
-    return sorted(suffixes) if matched == set(wanted) else sorted(wanted)
+def stack(model: Any, folders: Sequence[str]) -> None:
+    """Put saved adapters on the model, active and frozen, beside the one that trains."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    below = [f"below_{number}" for number in range(len(folders))]
+    for name, folder in zip(below, folders, strict=True):
+        model.load_adapter(str(Path(folder).expanduser()), adapter_name=name, is_trainable=False)
+    model.base_model.set_adapter(["default", *below])
+    for layer in lora_layers(model).values():
+        layer.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)

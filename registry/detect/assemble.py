@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from luthier.core.extensions import ArchitectureFamily
 from luthier.core.frozen import FrozenDict
-from luthier.core.profile import ROLES, ArchitectureProfile, AttentionGroup, AttentionKind, RoleGroup, Tower, Unclassified
+from luthier.core.prequantized import read_quantization, traits_of
+from luthier.core.profile import (
+    ROLES,
+    ArchitectureProfile,
+    AttentionGroup,
+    AttentionKind,
+    Quantization,
+    RoleGroup,
+    Tower,
+    Unclassified,
+)
 from luthier.core.traits import Trait
 from luthier.registry.detect.attention import Heads, softcap_of, window_of
 from luthier.registry.detect.families import families_for
@@ -38,6 +49,7 @@ def profile_of(model: Any, *, families: Sequence[ArchitectureFamily] = (), remot
     tied = head is not None and embed is not None and read(head, "weight") is read(embed, "weight")
     kind, theta = _rope(model, stack, config)
     dtype = read(model.config, "dtype") or read(config, "dtype")
+    quantization = _quantization(model.config)
     return ArchitectureProfile(
         model_type=model.config.model_type,
         architecture=type(model).__name__,
@@ -59,11 +71,12 @@ def profile_of(model: Any, *, families: Sequence[ArchitectureFamily] = (), remot
         experts=_experts(roles),
         experts_per_token=(integer(config, *EXPERTS_PER_TOKEN) or 0) if _experts(roles) else 0,
         dtype=str(dtype).removeprefix("torch.") if dtype is not None else None,
-        prequantized=_prequantized(model.config),
+        prequantized=quantization.method if quantization else None,
+        quantization=quantization,
         remote_code=remote_code,
         gradient_checkpointing=bool(getattr(model, "supports_gradient_checkpointing", False)),
         backends=_backends(model),
-        traits=_traits(model, text, attention, tied),
+        traits=_traits(text, attention, tied) | (traits_of(quantization) if quantization else frozenset()),
         towers=towers,
         unclassified=(*assigned.unclassified, *_missing(roles)),
     )
@@ -226,12 +239,13 @@ def _rope(model: Any, stack: Stack, config: Any) -> tuple[str | None, float | No
     return kind or "default", theta
 
 
-def _prequantized(config: Any) -> str | None:
+def _quantization(config: Any) -> Quantization | None:
+    """What the checkpoint says about how it is stored: a mapping, or the object that transformers made of it."""
     found = read(config, "quantization_config")
     if found is None:
         return None
-    method = found.get("quant_method") if isinstance(found, dict) else read(found, "quant_method")
-    return str(getattr(method, "value", method)) if method else "unknown"
+    settings = found if isinstance(found, dict) else found.to_dict()
+    return read_quantization(json.loads(json.dumps(settings, default=lambda value: getattr(value, "value", str(value)))))
 
 
 def _backends(model: Any) -> tuple[str, ...]:
@@ -243,13 +257,12 @@ def _backends(model: Any) -> tuple[str, ...]:
     return ("eager", *(name for name, flag in declared if getattr(model, flag, False)))
 
 
-def _traits(model: Any, weights: Sequence[Weight], attention: Sequence[AttentionGroup], tied: bool) -> frozenset[Trait]:
+def _traits(weights: Sequence[Weight], attention: Sequence[AttentionGroup], tied: bool) -> frozenset[Trait]:
     facts = {
         "model.attention": any(group.kind not in ("linear", "none") for group in attention),
         "model.recurrent": any(weight.role in ("mixer", "attn.conv") for weight in weights),
         "model.moe": any(weight.role.startswith("mlp.experts") for weight in weights),
         "model.tied_embeddings": tied,
         "model.conv1d": any(weight.kind == "conv1d" for weight in weights),
-        "model.prequantized": _prequantized(model.config) is not None,
     }
     return frozenset(trait for trait, holds in facts.items() if holds)
