@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable
@@ -16,34 +17,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 TinyFolder = Callable[..., Path]
 
-# Every turn closes with <eos> and a newline, as ChatML templates do; the newline is no part of an answer.
-TINY_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<eos>{% endgeneration %}"
-    "{% else %}{{ message['content'] }}<eos>{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-TINY_SPECIAL = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
-
 
 def make_tiny_tokenizer() -> Any:
-    """One token for each byte, ids 0-255 in the order of the byte-level alphabet; then the special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    """A new copy of the contract kit's: one token for each byte, then the special tokens; with a chat template."""
+    from luthier.core.testing.models import tiny_tokenizer
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        additional_special_tokens=list(TINY_SPECIAL),
-    )
-    wrapped.chat_template = TINY_TEMPLATE
-    return wrapped
+    return copy.deepcopy(tiny_tokenizer())
 
 
 @pytest.fixture

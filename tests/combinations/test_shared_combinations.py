@@ -55,9 +55,6 @@ def waits_for(case: Mapping[str, Any]) -> list[str]:
         lacking.append("a preference format")
     if data.get("streaming"):
         lacking.append("streaming")
-    lacking += [option for option in ("pissa",) if option in json.dumps(case["set"])]
-    if case["id"] == "experts-lora":
-        lacking.append("LoRA on fused experts")
     return lacking
 
 

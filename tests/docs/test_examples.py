@@ -51,7 +51,7 @@ def machine() -> Environment:
     rates = {"float32": MatmulRate(gflops=100, error=1e-7), "bfloat16": MatmulRate(gflops=300, error=3e-3)}
     return Environment(
         python="3.11", platform="test", cpu="test", cores=2, memory=16 * 2**30, matmul=FrozenDict(rates),
-        packages=FrozenDict({"peft": "0.21.2"}),
+        packages=FrozenDict({"bitsandbytes": "0.50.2", "lion-pytorch": "0.2.5", "peft": "0.21.2"}),
     )  # fmt: skip
 
 

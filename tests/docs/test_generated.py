@@ -30,7 +30,7 @@ def reference() -> Iterator[ModuleType]:
         yield module
     finally:
         sys.path.remove(str(DOCS / "gen"))
-        for name in ("reference", "methods", "excerpts", "blocks"):
+        for name in ("reference", "matrix", "methods", "excerpts", "blocks"):
             if name not in before:
                 sys.modules.pop(name, None)
 
@@ -107,6 +107,19 @@ def test_every_built_in_method_has_a_page_with_its_declaration_and_options(refer
             assert f"methods/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
             found.add(name)
     assert {page.stem for page in (DOCS / "methods").glob("*.md")} == found | {"index"}
+
+
+def test_every_built_in_preset_is_described_and_listed(reference: ModuleType) -> None:
+    """On the page of a method, where its block shows what it stands for; `preset_page` raises where there is none."""
+    methods = sys.modules["methods"]
+    found = [(slot, name) for slot, presets in methods.own_catalog().presets.items() for name in presets]
+    assert found
+    for slot, name in found:
+        page = methods.preset_page(slot, name)
+        assert f"`{name}`" in page.read_text(encoding="utf-8")
+        assert f"[`{name}`]({page.name})" in (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
+    with pytest.raises(KeyError, match="0 pages"):
+        methods.preset_page("adapter", "nothing")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -52,6 +53,7 @@ def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     # A copy, because setuptools leaves its build folder beside the sources.
     source = shutil.copytree(PLUGIN, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
     run(*install, str(source))
+    shutil.copyfile(PLUGIN / "contracts.py", folder / "contracts.py")
     where = run("-c", "import luthier, luthier.core; print(luthier.__file__, luthier.core.__file__)").stdout.split()
     assert all(str(folder) in path for path in where), "the wheel is what is tested, not the checkout"
     return run
@@ -95,6 +97,20 @@ def test_it_is_listed_and_explained(fresh: Run) -> None:
     assert report["broken"] == []
     explained = json.loads(fresh("-m", "luthier", "explain", "signed_momentum.beta2", "--json").stdout)
     assert explained["entries"][0]["facts"]["default"] == "0.99"
+
+
+def test_it_keeps_the_contracts_of_the_kit(fresh: Run) -> None:
+    """The third party subclasses the contracts that Luthier ships; one that its method breaks is found."""
+    kit = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "contracts.py")
+    report = fresh(*kit).stdout
+    passed = int(re.findall(r"(\d+) passed", report)[0])
+    assert passed > 50, report
+    assert "skipped" not in report, report
+    false = "import luthier_ia3_lion as plugin; plugin.memory = lambda *_: plugin.MemoryTerms(trainable=1, added=1)"
+    words = [*kit[2:], "-k", "TestIa3 and declared and llama"]
+    broken = fresh("-c", f"import pytest; {false}; raise SystemExit(pytest.main({words!r}))", check=False)
+    assert broken.returncode == 1, broken.stdout
+    assert "parameters train, memory() declares 1" in broken.stdout
 
 
 def test_it_trains(trained: dict[str, Any]) -> None:

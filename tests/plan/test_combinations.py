@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from luthier.core.contracts import Support
+from luthier.core.contracts import Declaration, Support
+from luthier.core.frozen import FrozenDict
 from luthier.core.traits import any_of
 
 
@@ -103,6 +104,19 @@ def test_alternatives_that_would_clash_or_are_not_supported_are_not_suggested(sh
     assert (
         shop.refused(optimizer="matrix", adapter="thin").problems[0].fix == "take optimizer: climb, or take adapter: whole"
     )
+
+
+def test_a_conflict_of_one_option_says_which_and_why(shop: Any) -> None:
+    def declares(profile: Any, config: Any) -> Declaration:
+        return Declaration(
+            conflicts=traits("weights.quantized"),
+            reasons=FrozenDict({"weights.quantized": "init principal splits the weights"}),
+        )
+
+    shop.add("patches", "bits", provides=traits("weights.quantized"))
+    shop.add("adapter", "split", provides=traits("base.frozen"), declares=declares)
+    (problem,) = shop.refused(adapter="split", patches=["bits"]).problems
+    assert problem.reason.endswith("which comes from patches: bits: init principal splits the weights")
 
 
 def test_a_conflict_with_the_model_names_the_model(shop: Any, profiles: Any) -> None:
