@@ -7,11 +7,13 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import yaml
 from blocks import ROOT, table
 
 from luthier.core.catalog import Catalog, Offer
 from luthier.core.config.reference import FieldDoc, describe
 from luthier.core.contracts import SLOTS, AnyMethod
+from luthier.core.frozen import thaw
 from luthier.core.hookspecs import ENTRY_POINT_GROUP
 from luthier.registry.catalog import discover
 
@@ -53,10 +55,30 @@ def methods(page: Path, words: list[str]) -> str:
         for name, offer in sorted(catalog.slot(slot).items(), key=lambda item: (-item[1].value.priority, item[0])):
             auto = "yes" if offer.value.priority > 0 else "when named"
             rows.append([slot, link(page, page_of(name), f"`{name}`"), offer.value.summary, auto])
+        for name, preset in sorted(catalog.presets.get(slot, {}).items()):
+            text = link(page, preset_page(slot, name), f"`{name}`")
+            rows.append([f"{slot} (preset)", text, preset.value.summary, "when named"])
     data = ROOT / "docs" / "data.md"
     for name, found in sorted(catalog.formats.items()):
         rows.append(["data format", link(page, data, f"`{name}`"), found.value.summary, "detected"])
     return table(["slot", "name", "what it does", "`auto`"], rows)
+
+
+def preset_page(slot: str, name: str) -> Path:
+    """The page of a method on which a preset is described: the one that has its `preset SLOT NAME` block."""
+    marker = f"<!-- preset:begin {slot} {name} -->"
+    pages = sorted((ROOT / "docs" / "methods").glob("*.md"))
+    found = [page for page in pages if marker in page.read_text(encoding="utf-8")]
+    if len(found) != 1:
+        raise KeyError(f"{len(found)} pages of docs/methods/ have the block {marker}, where one has to")
+    return found[0]
+
+
+def preset(page: Path, words: list[str]) -> str:
+    """What a preset stands for: `preset SLOT NAME`."""
+    slot, name = words
+    stands_for = yaml.safe_dump(thaw(own_catalog().presets[slot][name].value.config), sort_keys=False)
+    return f"```yaml\n# {slot}: {name} stands for\n{stands_for}```"
 
 
 def slots(page: Path, words: list[str]) -> str:
@@ -80,6 +102,7 @@ def declaration(page: Path, words: list[str]) -> str:
         "requires": "; ".join(" or ".join(f"`{trait}`" for trait in sorted(need.traits)) for need in method.requires),
         "conflicts with": _code(sorted(method.conflicts)),
         "claims": _code(sorted(method.claims)),
+        "removes": _code(sorted(method.removes)),
         "numbers": NUMERICS[method.numerics],
         "`auto`": f"a candidate, priority {method.priority}" if method.priority > 0 else "taken only when named",
         "packages": _code(list(method.packages)),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import excerpts
+import matrix
 import methods
 from blocks import ROOT, Renderer, pages, refresh, table
 
@@ -97,9 +98,11 @@ RENDERERS: dict[str, Renderer] = {
     "excerpt": excerpts.excerpt,
     "exitcodes": exitcodes,
     "formats": methods.formats,
+    "matrix": matrix.matrix,
     "methods": methods.methods,
     "options": methods.options,
     "output": excerpts.output,
+    "preset": methods.preset,
     "roles": roles,
     "slots": methods.slots,
     "traits": traits,

@@ -1,0 +1,84 @@
+"""The page of combinations: `matrix MODEL_TYPE` is what `luthier methods --matrix` says of a model type's default shape.
+
+Asked for a CPU and for a GPU, with every package that a method names installed, so that the page says what combines and not
+what the machine that writes it lacks. Where only the GPU can do it, the table says so.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from blocks import table
+from methods import own_catalog
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from luthier.core.catalog import Catalog
+from luthier.core.environment import Environment
+from luthier.core.frozen import FrozenDict
+from luthier.core.plan import ModelReference
+from luthier.core.profile import ArchitectureProfile
+from luthier.core.resolve.matrix import NO_QUANTISATION, Cell, Matrix, combinations, reasons
+
+
+@cache
+def profile_of(model_type: str) -> ArchitectureProfile:
+    """The profile of a model type's default configuration."""
+    from transformers import AutoConfig
+
+    from luthier.registry.detect import detect
+
+    return detect(AutoConfig.for_model(model_type))
+
+
+def machine(device: str, catalog: Catalog) -> Environment:
+    """A CPU or an H100 on which no package is missing."""
+    wanted = [Requirement(text).name for _, offer in catalog.offers() for text in offer.value.packages]
+    return Environment(
+        python="3.11",
+        platform="Linux",
+        cpu="any",
+        cores=8,
+        memory=64 * 2**30,
+        packages=FrozenDict({canonicalize_name(name): "999" for name in wanted}),
+        **({"device": "cuda", "device_name": "H100", "device_count": 1, "capability": (9, 0)} if device == "cuda" else {}),  # type: ignore[arg-type]
+    )
+
+
+@cache
+def matrix_on(device: str, model_type: str) -> Matrix:
+    catalog = own_catalog()
+    return combinations(
+        model=ModelReference(name=model_type, path=model_type, kind="folder"),
+        profile=profile_of(model_type),
+        environment=machine(device, catalog),
+        catalog=catalog,
+    )
+
+
+def matrix(page: Path, words: list[str]) -> str:
+    """Counts, one table for each quantisation, and the numbered reasons."""
+    (model_type,) = words
+    on_cpu, on_gpu = matrix_on("cpu", model_type), matrix_on("cuda", model_type)
+    numbers: dict[str, int] = {}
+
+    def mark(cell: Cell) -> str:
+        if cell.possible:
+            return "yes" if cell.outcome == "yes" else "exp."
+        if on_gpu.cell(cell.adapter, cell.quantisation, cell.optimizer).possible:
+            return "GPU"
+        return " ".join(str(numbers.setdefault(reason, len(numbers) + 1)) for reason in reasons(cell))
+
+    parts = []
+    for quantisation in on_cpu.quantisations:
+        rows = [
+            [f"`{optimizer}`", *(mark(on_cpu.cell(adapter, quantisation, optimizer)) for adapter in on_cpu.adapters)]
+            for optimizer in on_cpu.optimizers
+        ]
+        title = "Weights as they are" if quantisation == NO_QUANTISATION else f"`patches: [{quantisation}]`"
+        parts.append(f"**{title}**\n\n" + table(["optimizer", *(f"`{name}`" for name in on_cpu.adapters)], rows))
+    cpu, gpu = (sum(cell.possible for cell in one.cells) for one in (on_cpu, on_gpu))
+    head = f"Of {len(on_cpu.cells)} combinations {cpu} run on a CPU and {gpu} on a GPU."
+    notes = "\n".join(f"{number}. {why}" for why, number in numbers.items())
+    return "\n\n".join([head, *parts, f"Why not:\n\n{notes}"])
