@@ -96,7 +96,7 @@ def merge_run(
     kept = dtype or plan.precision.weights
     allowed = tolerance if tolerance is not None else TOLERANCES[kept]
 
-    tokenizer = run_tokenizer(plan, folder)
+    tokenizer = run_tokenizer(plan, folder, catalog)
     ids = tokenizer(SAMPLE, return_tensors="pt")["input_ids"][:, :SAMPLE_TOKENS]
     from_quantized = None
     if quantised or plan.profile.prequantized:

@@ -35,12 +35,17 @@ def read_run(folder: Path) -> Plan:
     raise ModelError("this is no folder of a run: it has no plan.json", where=str(folder), fix="give a run's output folder")
 
 
-def run_tokenizer(plan: Plan, folder: Path) -> PreTrainedTokenizerBase:
+def run_tokenizer(plan: Plan, folder: Path, catalog: Catalog) -> PreTrainedTokenizerBase:
     """The tokenizer that the run saved; for a checkpoint of an unfinished run, the model's own with the patches' changes."""
     for place in (folder, folder.parent):
         if (place / "tokenizer_config.json").is_file() and (place / "plan.json").is_file():
             return load_tokenizer(dataclasses.replace(plan.model, path=str(place), gguf_file=None, revision=None))
-    return load_tokenizer(plan.model)
+    tokenizer = load_tokenizer(plan.model)
+    for step in plan.steps_in("patches"):
+        patch, options = method_of(step, catalog)
+        if patch.edit_tokenizer is not None:
+            call(patch.edit_tokenizer, tokenizer, plan.profile, options, notice=lambda text: None)
+    return tokenizer
 
 
 def trained_model(

@@ -9,5 +9,5 @@ class TestIa3(AdapterContract):
 
 class TestSignedMomentum(OptimizerContract):
     method = "signed_momentum"
-    kinds = ("llama", "mixtral")
+    kinds = ("llama",)
     options = ({}, {"weight_decay": 0.1})
