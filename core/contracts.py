@@ -273,9 +273,9 @@ class OptimizerMethod(Method[C]):
 
     A `build` with a parameter `profile` gets the ArchitectureProfile, to tell parameters apart by role; one with `context` a
     `BuildContext`. A `config` that extends `luthier.core.schedule.OptimizerOptions` gets its learning-rate schedule and
-    gradient clipping from the core; any other trains at the rate the optimizer was built with, and the plan says so. An optimizer that does not leave whole
-    gradients in `.grad` brings `clip_grad_norm_(max_norm) -> Tensor`, which clips what it holds and returns the norm from
-    before; the trainer calls it in place of torch's.
+    gradient clipping from the core; any other trains at the rate the optimizer was built with, and the plan says so. An
+    optimizer that does not leave whole gradients in `.grad` brings `clip_grad_norm_(max_norm) -> Tensor`, which clips what
+    it holds and returns the norm from before; the trainer calls it in place of torch's.
     """
 
     slot: ClassVar[str] = "optimizer"

@@ -14,6 +14,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from luthier.core.contracts import Matrix, Support
@@ -74,6 +75,7 @@ class Selection:
         return tuple(target for target in self.targets if target.group.kind in kinds)
 
 
+@lru_cache(maxsize=16)
 def every_target(profile: ArchitectureProfile) -> tuple[Target, ...]:
     """Every module with a role, in role order; one that plays two roles (a tied head) stands under the first."""
     found: dict[str, Target] = {}

@@ -19,6 +19,7 @@ from luthier.core.errors import PlanRefused, Problem
 from luthier.core.frozen import FrozenDict, freeze
 from luthier.core.plan import ModelReference
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.resolve.picks import Answers
 from luthier.core.resolve.resolver import resolve
 
 NO_QUANTISATION: Final = "none"
@@ -62,8 +63,9 @@ def combinations(
     """Ask for a plan of each combination; a method with required options stands with those of its `example`."""
     adapters, optimizers = ordered("adapter", catalog), ordered("optimizer", catalog)
     quantisations = (NO_QUANTISATION, *quantising(catalog))
+    answers: Answers = {}
     cells = tuple(
-        _cell(adapter, quantisation, optimizer, model, profile, environment, catalog)
+        _cell(adapter, quantisation, optimizer, model, profile, environment, catalog, answers)
         for adapter, quantisation, optimizer in product(adapters, quantisations, optimizers)
     )
     return Matrix(adapters=adapters, quantisations=quantisations, optimizers=optimizers, cells=cells)
@@ -138,11 +140,12 @@ def _cell(
     profile: ArchitectureProfile,
     environment: Environment,
     catalog: Catalog,
+    answers: Answers,
 ) -> Cell:
     cell = partial(Cell, adapter=adapter, quantisation=quantisation, optimizer=optimizer)
     config = combination_config(adapter, quantisation, optimizer, catalog)
     try:
-        plan = resolve(config, model=model, profile=profile, environment=environment, catalog=catalog)
+        plan = resolve(config, model=model, profile=profile, environment=environment, catalog=catalog, answers=answers)
     except PlanRefused as refused:
         kinds = {problem.kind for problem in refused.problems}
         return cell(outcome="missing" if kinds == {"environment"} else "no", problems=refused.problems)

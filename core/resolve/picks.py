@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from luthier.core.catalog import Catalog, Offer
 from luthier.core.config.schema import Choice
@@ -12,6 +13,7 @@ from luthier.core.config.validate import parse_options
 from luthier.core.contracts import AnyMethod, Declaration, Support, TrainingStage
 from luthier.core.environment import Environment
 from luthier.core.errors import PlanRefused, Problem
+from luthier.core.frozen import canonical_json
 from luthier.core.plan import SourceSummary
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.requirements import install_command, missing_packages, why_missing
@@ -21,14 +23,22 @@ from luthier.core.traits import Claim, Trait
 A = TypeVar("A")
 
 
+Answers: TypeAlias = dict[Any, tuple["Pick | None", list[Problem]]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What every question to a method is asked against."""
+    """What every question to a method is asked against.
+
+    `answers` remembers what was answered already: a question depends on nothing but the situation. It may be shared by
+    situations with the same model, machine, catalog and data, as those of a matrix are.
+    """
 
     profile: ArchitectureProfile
     environment: Environment
     catalog: Catalog
     data: tuple[SourceSummary, ...] = ()
+    answers: Answers = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def facts(self) -> frozenset[Trait]:
@@ -48,7 +58,7 @@ class Pick:
     name: str
     offer: Offer[AnyMethod]
     config: Any
-    why: str
+    why: str = ""
     declaration: Declaration = field(default_factory=Declaration)
     support: Support = field(default_factory=Support.yes)
 
@@ -63,6 +73,14 @@ class Pick:
 
 def examine(slot: str, choice: Choice, why: str, situation: Situation) -> tuple[Pick | None, list[Problem]]:
     """The pick, where its name and options can be read at all, and everything that speaks against it on its own."""
+    question = (slot, choice.use, canonical_json(choice.options))
+    if question not in situation.answers:
+        situation.answers[question] = _examine(slot, choice, situation)
+    pick, problems = situation.answers[question]
+    return dataclasses.replace(pick, why=why) if pick is not None else None, list(problems)
+
+
+def _examine(slot: str, choice: Choice, situation: Situation) -> tuple[Pick | None, list[Problem]]:
     catalog = situation.catalog
     if choice.use not in catalog.slot(slot):
         broken = catalog.broken_for(slot, choice.use)
@@ -82,12 +100,10 @@ def examine(slot: str, choice: Choice, why: str, situation: Situation) -> tuple[
         config = parse_options(offer.value.config, choice.options, where=slot)
     except PlanRefused as refused:
         return None, list(refused.problems)
-    return consider(slot, offer, config, why, situation)
+    return consider(slot, offer, config, situation)
 
 
-def consider(
-    slot: str, offer: Offer[AnyMethod], config: Any, why: str, situation: Situation
-) -> tuple[Pick | None, list[Problem]]:
+def consider(slot: str, offer: Offer[AnyMethod], config: Any, situation: Situation) -> tuple[Pick | None, list[Problem]]:
     """Ask the method itself: packages, `supports`, `declares`, and the data its stage needs."""
     method = offer.value
     title = f"{slot}: {method.name}"
@@ -115,7 +131,7 @@ def consider(
         )
     if isinstance(method, TrainingStage):
         problems += _data_problems(method, title, situation)
-    pick = Pick(slot=slot, name=method.name, offer=offer, config=config, why=why, declaration=declaration, support=support)
+    pick = Pick(slot=slot, name=method.name, offer=offer, config=config, declaration=declaration, support=support)
     return pick, problems
 
 

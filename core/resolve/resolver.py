@@ -28,7 +28,7 @@ from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.auto import AUTO_ORDER, fill
 from luthier.core.resolve.checkpoint import checkpoint_problems, stored_terms
 from luthier.core.resolve.compat import clashes
-from luthier.core.resolve.picks import Pick, Situation, answer, defect, examine, facts_of
+from luthier.core.resolve.picks import Answers, Pick, Situation, answer, defect, examine, facts_of
 from luthier.core.resolve.precision import decide_precision
 from luthier.core.resolve.presets import expand
 from luthier.core.schedule import OptimizerOptions
@@ -46,12 +46,21 @@ def resolve(
     environment: Environment,
     catalog: Catalog,
     data: Sequence[SourceSummary] = (),
+    answers: Answers | None = None,
 ) -> Plan:
     """The plan for this configuration, model, machine and set of plugins.
 
+    `answers` is shared by calls that differ in nothing but the configuration, so that no method is asked twice.
+
     Raises PlanRefused with every problem found; its `draft` holds the steps and rejected candidates known by then.
     """
-    situation = Situation(profile=profile, environment=environment, catalog=catalog, data=tuple(data))
+    situation = Situation(
+        profile=profile,
+        environment=environment,
+        catalog=catalog,
+        data=tuple(data),
+        answers={} if answers is None else answers,
+    )
     wishes, problems = expand(config, catalog)
     picks: list[Pick] = []
     # Slots of which it is not known what they hold: a need that they might meet is not reported as a second fault.

@@ -1,5 +1,7 @@
-"""`oft`: orthogonal fine-tuning: frozen weights are rotated (Qiu et al. 2023, arXiv:2306.07280), in the input-centric
-form of OFTv2, which rotates the activations and never the weight (Qiu et al. 2025, arXiv:2506.19847). Through PEFT."""
+"""`oft`: orthogonal fine-tuning, which rotates frozen weights (Qiu et al. 2023, arXiv:2306.07280), through PEFT.
+
+In the form of OFTv2, which rotates the activations and never the weight (Qiu et al. 2025, arXiv:2506.19847).
+"""
 
 from __future__ import annotations
 

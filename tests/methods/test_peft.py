@@ -234,3 +234,18 @@ def test_options_are_checked_while_planning(config: PeftConfig, reason: str, fix
 def test_a_name_that_is_none(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PeftConfig(tuner=name)
+
+
+def test_the_page_says_of_each_tuner_what_the_table_says() -> None:
+    """docs/methods/peft.md, written for people, row by row."""
+    page = (Path(__file__).parents[2] / "docs" / "methods" / "peft.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and line.count("|") == 8}
+    assert set(rows) == set(TUNERS)
+    stored = {"any": "4 and 8 bits", "8bit": "8 bits", "none": "no"}
+    for name, tuner in TUNERS.items():
+        cells = [cell.strip() for cell in rows[name].split("|")]
+        assert cells[4] == ("yes" if tuner.mergeable else "no")
+        assert cells[5] == ("yes" if tuner.conv1d else "no")
+        assert cells[6] == stored[tuner.quantised]
+        assert tuner.paper in cells[7]
+    assert all(f"| `{name}` | {reason} | {fix} |" in page for name, (reason, fix) in REFUSED.items())
