@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from luthier.core.context import BuildContext
 from luthier.core.contracts import NothingPatched
 from luthier.core.errors import DataError
+from luthier.plugins._peft.low_rank import weight_of
 
 IGNORED: Final = -100
 SEED: Final = 0
@@ -115,12 +116,7 @@ def input_directions(
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def covariance_factors(
-    model: Any,
-    weights: Mapping[str, Tensor],
-    ranks: Mapping[str, int],
-    batches: int,
-    method: str,
-    context: BuildContext | None,
+    model: nn.Module, ranks: Mapping[str, int], batches: int, method: str, context: BuildContext | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """CorDA: A (rank, in) and B (out, rank) by module name, from its weight (out, in) and the covariance C of its inputs.
 
@@ -131,7 +127,7 @@ def covariance_factors(
     _run(model, ranks, batches, context, watch, trained_only=False)
     factors = {}
     for name, covariance in watch.finish().items():
-        left, values, right = torch.linalg.svd(weights[name].float() @ covariance, full_matrices=False)
+        left, values, right = torch.linalg.svd(weight_of(model.get_submodule(name)) @ covariance, full_matrices=False)
         chosen = slice(None, ranks[name]) if method == "ipm" else slice(len(values) - ranks[name], None)
         root = values[chosen].sqrt()
         directions = torch.linalg.solve(covariance, right[chosen].T).T  # C is symmetric

@@ -11,7 +11,7 @@ from torch import nn
 from luthier.core.context import BuildContext
 from luthier.core.profile import ArchitectureProfile
 from luthier.plugins._peft.lora_layout import planned_updates
-from luthier.plugins._peft.low_rank import adapt, lora_layers, weight_of
+from luthier.plugins._peft.low_rank import adapt, lora_layers
 from luthier.plugins.lora import starts
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def attach_lora(
     elif config.init == "corda":
         from luthier.plugins.lora.calibration import covariance_factors
 
-        weights = {name: weight_of(model.get_submodule(name)) for name in linear}
-        factors = covariance_factors(model, weights, linear, config.init_batches, config.corda_method, context)
+        factors = covariance_factors(model, linear, config.init_batches, config.corda_method, context)
     init = "gaussian" if config.init == "gaussian" else True
     adapted = adapt(model, profile, config, context, method="lora", init=init)
     if config.init in ("pissa", "olora"):

@@ -6,6 +6,7 @@ not looked at. Only the model is replaced: by a folder, so that no test needs th
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,8 @@ def test_configuration_of_a_page_plans(
     for slot in ("adapter", "optimizer", "attention", "stage"):
         asked = content.get(slot, "auto")
         name = asked["use"] if isinstance(asked, dict) else asked
-        assert name in ("auto", plan.step(slot).method)
+        step = plan.step(slot)
+        assert name in ("auto", step.method) or f"preset {name}" in step.why
 
 
 def test_the_pages_show_configurations() -> None:
@@ -93,9 +95,8 @@ def test_example_trains(path: Path, tiny_folder: Any, tmp_path: Path) -> None:
     # A random model of 262 tokens knows nothing: its loss is that of a guess, ln 262 = 5.57.
     assert results["train_loss"] == pytest.approx(5.57, abs=0.5)
     assert ("eval_loss" in results) == bool(content["data"].get("eval"))
-    adapter = content.get("adapter", "auto")
-    name = adapter["use"] if isinstance(adapter, dict) else adapter
-    saved = "model.safetensors" if name == "full" else "adapter_model.safetensors"
+    traits = json.loads((tmp_path / "out" / "plan.json").read_text(encoding="utf-8"))["traits"]
+    saved = "adapter_model.safetensors" if "adapter.detachable" in traits else "model.safetensors"
     assert (tmp_path / "out" / saved).is_file()
     # What the run left is itself a configuration, and says the same.
     again = luthier.load_config(tmp_path / "out" / "config.yaml")

@@ -178,3 +178,21 @@ def test_quantised_weights_are_predicted_to_take_less(settings: Callable[..., di
 
     plans = [luthier.plan(settings("llama", patches=patches)).memory.weights for patches in ([], ["int8"], ["nf4"])]
     assert plans[0] > plans[1] > plans[2]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("use", ["nf4", "int8"])
+def test_the_adapter_is_folded_into_either_base(
+    kind: str, use: str, settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Into the dequantised weights it gives the model that was trained; into the original ones a model near it."""
+    import luthier
+
+    train(settings(kind, patches=[use]))
+    exact = luthier.merge(tmp_path / "run", tmp_path / "dequantized", base="dequantized")
+    near = luthier.merge(tmp_path / "run", tmp_path / "original", base="original")
+    assert exact.from_quantized is not None
+    assert near.from_quantized is not None
+    assert exact.relative < 1e-4
+    assert near.relative < 1e-4
+    assert exact.from_quantized < near.from_quantized
