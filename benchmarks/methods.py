@@ -54,8 +54,8 @@ ROWS: Final = (
     Row("qlora", adapter="qlora", patches=("nf4",), steps=LONG),
     Row("freeze", adapter={"use": "freeze", "layers": 4}, optimizer={"use": "adamw", "lr": 3e-4}, steps=LONG),
     Row("full", **full("adamw", 5e-5), steps=LONG),
-    Row("galore", **full("galore", 3e-4, rank=64, scale=1.0, refresh=10), steps=LONG),
-    Row("galore", **full("galore", 3e-4, rank=64, scale=1.0, refresh=10, layerwise=True), name="galore-layerwise"),
+    Row("galore", **full("galore", 1e-3, rank=64, refresh=10), steps=LONG),
+    Row("galore", **full("galore", 1e-3, rank=64, refresh=10, layerwise=True), name="galore-layerwise"),
     Row("oft", adapter="oft"),
     Row("llama_pro", adapter={"use": "llama_pro", "blocks": 2}, optimizer={"use": "adamw", "lr": 3e-4}),
     Row("peft", adapter={"use": "peft", "tuner": "ia3"}, optimizer={"use": "adamw", "lr": 1e-2}, name="peft-ia3"),
@@ -110,8 +110,9 @@ def measure(key: str, folder: Path) -> dict[str, Any]:
     import luthier
 
     row = next(row for row in ROWS if row.key == key)
-    start = luthier.train(configuration(row, folder, still=True))
+    # The run that is measured comes first: memory that another left behind would count as its own.
     results = luthier.train(configuration(row, folder))
+    start = luthier.train(configuration(row, folder, still=True))
     output = Path(results["output"])
     checkpoint = output / f"checkpoint-{row.steps}"
     weights = [path for path in output.iterdir() if path.suffix == ".safetensors"]
@@ -140,7 +141,8 @@ def in_fresh_process(key: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "luthier.benchmarks.methods", "--measure", key, "--folder", folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return {"method": key, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+            method = next(row.method for row in ROWS if row.key == key)
+            return {"method": method, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
         found: dict[str, Any] = json.loads((Path(folder) / "row.json").read_text())
         return found
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from luthier.core import atomic
 from luthier.core.catalog import Catalog
 from luthier.core.contracts import Adapter
+from luthier.core.dequantize import is_quantized_linear
 from luthier.core.errors import ConfigError, LuthierError, OutputError
 from luthier.core.plan import Plan, Step
 from luthier.core.saving import quiet
@@ -94,12 +96,15 @@ def merge_run(
         _check_original(adapter, plan, catalog)
     _check_target(into)
     kept = dtype or plan.precision.weights
+    if kept not in TOLERANCES:
+        raise ConfigError(f"{kept!r} is no format of weights", where="--dtype", fix=f"give one of: {', '.join(TOLERANCES)}")
     allowed = tolerance if tolerance is not None else TOLERANCES[kept]
 
     tokenizer = run_tokenizer(plan, folder, catalog)
-    ids = tokenizer(SAMPLE, return_tensors="pt")["input_ids"][:, :SAMPLE_TOKENS]
+    ids = tokenizer(SAMPLE, return_tensors="pt")["input_ids"]
+    ids = ids[:, : min(SAMPLE_TOKENS, plan.profile.context_length or SAMPLE_TOKENS)]
     from_quantized = None
-    if quantised or plan.profile.prequantized:
+    if "weights.quantized" in plan.traits:
         notice("measuring the model as it was trained, on its quantised weights")
         trained_logits = _logits(trained_model(plan, folder, catalog, tokenizer), ids)
     notice(f"loading {plan.model.name}, {chosen} weights")
@@ -116,7 +121,7 @@ def merge_run(
         del model, merged
         written, parameters = _read_back(temporary, ids, plan)
         difference, greatest = _difference(written, unmerged), float(unmerged.abs().max())
-        if quantised or plan.profile.prequantized:
+        if "weights.quantized" in plan.traits:
             from_quantized = _difference(written, trained_logits)
         report = MergeReport(
             run=str(folder),
@@ -128,7 +133,7 @@ def merge_run(
             parameters=parameters,
             tokens=int(ids.numel()),
             difference=difference,
-            relative=difference / greatest,
+            relative=difference / max(greatest, sys.float_info.min),
             folding=folding,
             tolerance=allowed,
             from_quantized=from_quantized,
@@ -161,21 +166,22 @@ def _check_adapter(adapter: Adapter[Any], plan: Plan) -> None:
 
 def _choose_base(plan: Plan, quantised: Sequence[Step], base: Base | None) -> Base:
     """Which weights the update is folded into; never decided silently where the run trained on quantised ones."""
-    if plan.profile.prequantized and not quantised:
-        if base == "original":
-            raise ConfigError(
-                f"{plan.model.name} is published quantised ({plan.profile.prequantized}); there are no original weights",
-                where="--base",
-                fix="give --base dequantized",
-            )
-        if base is None and "weights.quantized" in plan.traits:
-            raise _must_choose(f"the model is published quantised ({plan.profile.prequantized})", ("dequantized",))
-        return base or "original"
-    if quantised and base is None:
-        raise _must_choose(f"the run trained on weights quantised by {quantised[0].method}", ("original", "dequantized"))
-    if not quantised and base == "dequantized":
-        raise ConfigError("the run trained on unquantised weights: there is nothing to dequantise", where="--base")
-    return base or "original"
+    if base not in (None, *get_args(Base)):
+        raise ConfigError(f"{base!r} is no choice", where="--base", fix=f"give one of: {', '.join(get_args(Base))}")
+    if "weights.quantized" not in plan.traits:
+        if base == "dequantized":
+            raise ConfigError("the run trained on unquantised weights: there is nothing to dequantise", where="--base")
+        return "original"
+    if quantised:
+        if base is None:
+            raise _must_choose(f"the run trained on weights quantised by {quantised[0].method}", get_args(Base))
+        return base
+    published = f"the model is published quantised ({plan.profile.prequantized})"
+    if base == "original":
+        raise ConfigError(f"{published}; it has no original weights", where="--base", fix="give --base dequantized")
+    if base is None:
+        raise _must_choose(published, ("dequantized",))
+    return base
 
 
 def _must_choose(reason: str, ways: tuple[Base, ...]) -> ConfigError:
@@ -234,6 +240,9 @@ def _require_plain(model: Any, adapter: Adapter[Any]) -> None:
     left = [name for name, module in model.named_modules() if type(module).__module__.partition(".")[0] == "peft"]
     if left:
         raise LuthierError(f"{adapter.name}: {len(left)} modules were not folded, first {left[0]}; this is a defect")
+    packed = [name for name, module in model.named_modules() if is_quantized_linear(module)]
+    if packed or getattr(model.config, "quantization_config", None):
+        raise LuthierError(f"{adapter.name}: the merged model is still quantised ({len(packed)} modules); this is a defect")
 
 
 # ---- the folder

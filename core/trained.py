@@ -15,6 +15,7 @@ from luthier.core.contracts import Adapter, ModelPatch
 from luthier.core.errors import ModelError
 from luthier.core.frozen import FrozenDict
 from luthier.core.loading import load_model, load_tokenizer
+from luthier.core.output import CHECKPOINT
 from luthier.core.plan import Plan, Precision, Step
 from luthier.core.saving import ADAPTER_CONFIG, load_trained
 
@@ -27,7 +28,7 @@ def read_run(folder: Path) -> Plan:
     """The plan of a finished run, or of the run that a checkpoint belongs to. Raises ModelError where there is none."""
     for place in (folder, folder.parent):
         path = place / "plan.json"
-        if path.is_file() and (place == folder or folder.name.startswith("checkpoint-")):
+        if path.is_file() and (place == folder or CHECKPOINT.fullmatch(folder.name)):
             try:
                 return Plan.from_json(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, KeyError) as error:
@@ -67,8 +68,11 @@ def trained_model(
     assert isinstance(adapter, Adapter)
     plain = on_cpu(plan, catalog, without)
     if adapter.load is None and not (folder / ADAPTER_CONFIG).is_file():
+        # What was saved is a plain model, whatever the base was stored in.
+        options = FrozenDict({key: value for key, value in plain.load_options.items() if key != "quantization_config"})
+        profile = dataclasses.replace(plain.profile, quantization=None, prequantized=None)
         whole = dataclasses.replace(plan.model, path=str(folder), gguf_file=None, revision=None)
-        return load_model(dataclasses.replace(plain, model=whole)).eval()
+        return load_model(dataclasses.replace(plain, model=whole, load_options=options, profile=profile)).eval()
     needed = [
         method_of(step, catalog)
         for step in plan.steps_in("patches")

@@ -154,6 +154,15 @@ def train(
     )
 
 
+def _beside(run: Path) -> Path:
+    """`runs/first-merged` for runs/first, `runs/first-checkpoint-20-merged` for a checkpoint in it."""
+    from luthier.core.output import CHECKPOINT
+
+    if CHECKPOINT.fullmatch(run.name):
+        return run.parent.with_name(f"{run.parent.name}-{run.name}-merged")
+    return run.with_name(f"{run.name}-merged")
+
+
 def merge(
     run: str | Path,
     into: str | Path | None = None,
@@ -174,5 +183,5 @@ def merge(
     from luthier.registry.catalog import discover
 
     folder = Path(run)
-    target = Path(into) if into is not None else folder.with_name(f"{folder.resolve().name}-merged")
+    target = Path(into) if into is not None else _beside(folder.resolve())
     return merge_run(folder, target, discover(), base=base, dtype=dtype, tolerance=tolerance, notice=notice)

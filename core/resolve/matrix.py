@@ -20,7 +20,7 @@ from luthier.core.frozen import FrozenDict, freeze
 from luthier.core.plan import ModelReference
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.picks import Answers
-from luthier.core.resolve.resolver import resolve
+from luthier.core.resolve.resolver import EXPERIMENTAL, resolve
 
 NO_QUANTISATION: Final = "none"
 Outcome = Literal["yes", "experimental", "no", "missing"]
@@ -149,5 +149,5 @@ def _cell(
     except PlanRefused as refused:
         kinds = {problem.kind for problem in refused.problems}
         return cell(outcome="missing" if kinds == {"environment"} else "no", problems=refused.problems)
-    doubtful = any("is experimental here" in warning for warning in plan.warnings)
+    doubtful = any(EXPERIMENTAL in warning for warning in plan.warnings)
     return cell(outcome="experimental" if doubtful else "yes", warnings=plan.warnings)

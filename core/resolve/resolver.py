@@ -35,6 +35,7 @@ from luthier.core.schedule import OptimizerOptions
 from luthier.core.serial import to_plain
 
 PHASE_ORDER: Final = {"load": 0, "loaded": 2, "attached": 4}
+EXPERIMENTAL: Final = "is experimental here"
 SLOT_ORDER: Final = {"attention": 1, "adapter": 3, "optimizer": 5, "stage": 6}
 
 
@@ -207,7 +208,7 @@ def _memory_terms(picks: Sequence[Pick], profile: ArchitectureProfile) -> tuple[
 
 def _warnings(picks: Sequence[Pick], profile: ArchitectureProfile) -> list[str]:
     warnings = [
-        f"{pick.title} is experimental here: {pick.support.reason}" for pick in picks if pick.support.kind == "experimental"
+        f"{pick.title} {EXPERIMENTAL}: {pick.support.reason}" for pick in picks if pick.support.kind == "experimental"
     ]
     for pick in picks:
         if isinstance(pick.method, OptimizerMethod) and not isinstance(pick.config, OptimizerOptions):

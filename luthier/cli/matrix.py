@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from luthier.cli.text import output_console, print_json
+from luthier.cli.text import message_console, output_console, print_json
 from luthier.core.plan import ModelReference
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.matrix import Cell, Matrix, combinations, describe, footnotes, reasons
+from luthier.core.resolve.resolver import EXPERIMENTAL
 
 MARKS: Final = {"yes": "yes", "experimental": "exp."}
 
@@ -38,6 +39,8 @@ def run(model: str, *, as_json: bool, trust_remote_code: bool = False) -> int:
         )
     else:
         show(matrix, reference, profile, environment.device, output_console())
+        for broken in catalog.broken:
+            message_console().print(f"left out, because its plugin is broken: {broken.provider.plugin} ({broken.error})")
     return 0
 
 
@@ -60,12 +63,14 @@ def show(matrix: Matrix, model: ModelReference, profile: ArchitectureProfile, de
             cells = [matrix.cell(adapter, quantisation, optimizer) for adapter in matrix.adapters]
             table.add_row(optimizer, *(Text(mark(cell, numbers), style=_style(cell)) for cell in cells))
         console.print(table)
-    console.print()
+    console.print(
+        Text("\nA number is a reason why not; in brackets where only a package or a device is missing. exp.: see the end.")
+    )
     notes = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for why, number in numbers.items():
         notes.add_row(str(number), Text(why))
     console.print(notes)
-    doubts = dict.fromkeys(warning for cell in matrix.cells if cell.outcome == "experimental" for warning in cell.warnings)
+    doubts = dict.fromkeys(warning for cell in matrix.cells for warning in cell.warnings if EXPERIMENTAL in warning)
     for warning in doubts:
         console.print(Text(f"exp. {warning}"))
 

@@ -24,10 +24,15 @@ ROWS = [
 
 @dataclasses.dataclass
 class Watched:
-    """What a run did to the parameters: names that were declared trainable when training began, and names that changed."""
+    """What a run did: names that were trainable when training began, their number of parameters, and names that changed.
+
+    `buffers` are the buffers that changed; a base that is frozen has none of its own names among the trainable ones.
+    """
 
     declared: set[str] = dataclasses.field(default_factory=set)
+    numbers: int = 0
     changed: set[str] = dataclasses.field(default_factory=set)
+    buffers: set[str] = dataclasses.field(default_factory=set)
 
 
 def watching(catalog: Catalog, watched: Watched) -> Catalog:
@@ -38,11 +43,14 @@ def watching(catalog: Catalog, watched: Watched) -> Catalog:
             import torch
 
             before = {name: parameter.detach().clone() for name, parameter in runtime.model.named_parameters()}
-            watched.declared = {name for name, parameter in runtime.model.named_parameters() if parameter.requires_grad}
+            buffers = {name: buffer.clone() for name, buffer in runtime.model.named_buffers()}
+            trained = {name: one.numel() for name, one in runtime.model.named_parameters() if one.requires_grad}
+            watched.declared, watched.numbers = set(trained), sum(trained.values())
             metrics: Mapping[str, float] = offer.value.run(runtime, config)
             after = dict(runtime.model.named_parameters())
             assert after.keys() == before.keys()
             watched.changed = {name for name, old in before.items() if not torch.equal(old, after[name].detach())}
+            watched.buffers = {name for name, one in runtime.model.named_buffers() if not torch.equal(one, buffers[name])}
             return metrics
 
         return Offer(value=dataclasses.replace(offer.value, run=run), provider=offer.provider)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
+import pytest
 import torch
 
 from luthier.plugins.peft import PeftConfig
@@ -31,6 +33,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vera": {"r": 8},
     "waveft": {"n_frequency": 20},
 }
+
+
+# Run each time; the others are `slow` wherever a test is not about the table itself.
+USUAL: Final = ("ia3", "ln_tuning", "lokr", "miss", "prefix_tuning", "prompt_tuning", "shira", "vera")
+
+
+def usual_first(tuners: Iterable[str]) -> list[Any]:
+    """One parameter for each, in order."""
+    return [pytest.param(tuner, marks=() if tuner in USUAL else pytest.mark.slow) for tuner in tuners]
 
 
 def config_of(tuner: str, **options: Any) -> PeftConfig:

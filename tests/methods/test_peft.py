@@ -16,7 +16,7 @@ from luthier.plugins import peft
 from luthier.plugins.peft import PeftConfig
 from luthier.plugins.peft.tuners import REFUSED, TUNERS
 from luthier.registry.catalog import discover
-from tests.methods.peft_tuners import config_of, logits, loss, shake, trained
+from tests.methods.peft_tuners import config_of, logits, loss, shake, trained, usual_first
 
 Load = Callable[[str], tuple[Any, Any]]
 HERE = Environment(python="3.11", platform="test", cpu="test", cores=2, memory=1 << 30)
@@ -80,7 +80,7 @@ def test_what_is_declared_of_a_tuner_is_so(tuner: str, load: Load, ids: Any) -> 
             peft.merge(adapted)
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("tuner", usual_first(TUNERS))
 def test_saved_it_loads_here_and_in_plain_peft(tuner: str, load: Load, ids: Any, tmp_path: Path) -> None:
     method: Any = discover().method("adapter", "peft")
     model, profile = load("llama")
@@ -96,10 +96,10 @@ def test_saved_it_loads_here_and_in_plain_peft(tuner: str, load: Load, ids: Any,
     assert (logits(plain, ids) - expected).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("tuner", usual_first(TUNERS))
 def test_float32_beside_bfloat16(tuner: str, load: Load, ids: Any) -> None:
     model, profile = load("llama")
-    single = float(loss(peft.attach(load("llama")[0], profile, config_of(tuner, **unchanged(tuner))), ids))
+    single = float(loss(peft.attach(load("llama")[0], profile, config_of(tuner, **unchanged(tuner))), ids).detach())
     adapted = peft.attach(model.to(torch.bfloat16), profile, config_of(tuner, **unchanged(tuner)))
     half = loss(adapted, ids)
     half.backward()
@@ -108,7 +108,7 @@ def test_float32_beside_bfloat16(tuner: str, load: Load, ids: Any) -> None:
         assert parameter.grad is not None
         assert torch.isfinite(parameter.grad).all()
     if TUNERS[tuner].kind != "prompt":  # whose random start is another each time
-        assert float(half) == pytest.approx(single, rel=0.02)
+        assert float(half.detach()) == pytest.approx(single, rel=0.02)
 
 
 def unchanged(tuner: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_a_random_start_is_no_reference(load: Load, ids: Any) -> None:
     assert (logits(peft.attach(model, profile, config), ids) - base).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("tuner", [name for name, tuner in TUNERS.items() if tuner.kind == "weights"])
+@pytest.mark.parametrize("tuner", usual_first(name for name, tuner in TUNERS.items() if tuner.kind == "weights"))
 def test_conv1d_where_the_table_says_so(tuner: str, load: Load, ids: Any) -> None:
     model, profile = load("gpt2")
     config = config_of(tuner)

@@ -16,15 +16,15 @@ from luthier.plugins import peft
 from luthier.plugins.peft.tuners import TUNERS
 from luthier.registry.catalog import discover
 from luthier.registry.detect import detect
-from tests.methods.peft_tuners import OPTIONS, config_of, logits, loss, shake, trained
+from tests.methods.peft_tuners import OPTIONS, USUAL, config_of, logits, loss, shake, trained
 from tests.methods.running import configuration, resumed_equals_straight, train, weights
 
 STORAGES: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "int8": {"load_in_8bit": True},
 }
-COMPUTED: list[tuple[str, str]] = [
-    (name, storage)
+COMPUTED = [
+    pytest.param(name, storage, marks=() if name in USUAL else pytest.mark.slow)
     for name, tuner in TUNERS.items()
     for storage in STORAGES
     if tuner.quantised == "any" or (tuner.quantised == "8bit" and storage == "int8")
@@ -69,16 +69,13 @@ def test_on_quantised_weights_it_computes_what_it_does_on_their_values(
     assert (found[0] - found[1]).abs().max() <= 2 * apart + 1e-4
 
 
-@pytest.mark.parametrize("tuner", sorted({tuner for tuner, _ in COMPUTED}))
-def test_float32_beside_quantised_bfloat16(tuner: str, tiny_folder: Callable[..., Path], ids: Any) -> None:
+@pytest.mark.parametrize(("tuner", "storage"), COMPUTED)
+def test_float32_beside_quantised_bfloat16(tuner: str, storage: str, tiny_folder: Callable[..., Path], ids: Any) -> None:
     folder = tiny_folder("llama")
-    profile = detect(folder)
-    for storage in STORAGES:
-        if (tuner, storage) in COMPUTED:
-            adapted = peft.attach(quantised(folder, storage, torch.bfloat16), profile, config_of(tuner))
-            loss(adapted, ids).backward()
-            assert {parameter.dtype for parameter in trained(adapted).values()} == {torch.float32}
-            assert all(torch.isfinite(parameter.grad).all() for parameter in trained(adapted).values())
+    adapted = peft.attach(quantised(folder, storage, torch.bfloat16), detect(folder), config_of(tuner))
+    loss(adapted, ids).backward()
+    assert {parameter.dtype for parameter in trained(adapted).values()} == {torch.float32}
+    assert all(torch.isfinite(parameter.grad).all() for parameter in trained(adapted).values())
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,10 @@ def test_quantised_weights_are_predicted_to_take_less(settings: Callable[..., di
 def test_the_adapter_is_folded_into_either_base(
     kind: str, use: str, settings: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Into the dequantised weights it gives the model that was trained; into the original ones a model near it."""
+    """Into the dequantised weights it gives the model that was trained; into the original ones a model near it.
+
+    int8 is measured in evaluation mode, where it rounds activations too: more than the difference between the two bases.
+    """
     import luthier
 
     train(settings(kind, patches=[use]))
@@ -195,4 +198,5 @@ def test_the_adapter_is_folded_into_either_base(
     assert near.from_quantized is not None
     assert exact.relative < 1e-4
     assert near.relative < 1e-4
-    assert exact.from_quantized < near.from_quantized
+    if use == "nf4":
+        assert exact.from_quantized < 0.01 * near.from_quantized

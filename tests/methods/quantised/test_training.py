@@ -44,6 +44,25 @@ def test_training_after_an_evaluation_is_as_without_it(use: str, precision: str,
     assert with_one[-1] < with_one[0]
 
 
+@pytest.mark.parametrize("use", ["nf4", "fp4"])
+def test_repacking_is_off_whatever_the_library_sets(
+    use: str, quantised: Callable[..., Loaded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any CPU, so that the trap is seen where it cannot spring."""
+    from bitsandbytes.nn import Linear4bit
+
+    original = Linear4bit.__init__
+
+    def switched_on(module: Any, *args: Any, **options: Any) -> None:
+        original(module, *args, **options)
+        module.support_avx512bf16_for_cpu = True
+
+    monkeypatch.setattr(Linear4bit, "__init__", switched_on)
+    layers = [module for module in quantised("llama", use).model.modules() if isinstance(module, Linear4bit)]
+    assert layers
+    assert not any(module.support_avx512bf16_for_cpu for module in layers)
+
+
 def test_the_trap_that_this_avoids_is_there(quantised: Callable[..., Loaded]) -> None:
     """On a CPU with AVX512-BF16 the same, with bitsandbytes' own setting, goes wrong: the test above can fail."""
     from bitsandbytes.functional import has_avx512bf16
