@@ -23,7 +23,7 @@ from luthier.benchmarks.machine import describe_machine
 
 RESULT: Final = Path(__file__).parent / "results" / "methods.json"
 MODEL: Final = "smollm2-135m"
-LONG, SHORT = 30, 10
+LONG, SHORT = 30, 5
 STILL: Final = 1e-12  # a learning rate that moves nothing
 
 
@@ -35,6 +35,7 @@ class Row:
     adapter: Any = "lora"
     optimizer: Any = field(default_factory=lambda: {"use": "adamw", "lr": 1e-3})
     patches: tuple[Any, ...] = ()
+    attention: str = "auto"
     steps: int = SHORT
     name: str = ""
 
@@ -70,9 +71,10 @@ ROWS: Final = (
     Row("muon", **full("muon", 3e-4)),
     Row("adam_mini", **full("adam_mini", 5e-5)),
     Row("apollo", **full("apollo", 3e-4)),
-    Row("badam", **full("badam", 1e-4, switch_every=5)),
+    Row("badam", **full("badam", 1e-4, switch_every=2)),
     Row("lora_plus", optimizer={"use": "lora_plus", "lr": 2e-4}),
     Row("lora_fa", optimizer={"use": "lora_fa", "lr": 1e-3}),
+    Row("eager", attention="eager"),
     Row("checkpointing", patches=("checkpointing",)),
     Row("neftune", patches=("neftune",)),
     Row("rope_scaling", patches=({"use": "rope_scaling", "type": "yarn", "factor": 2.0},)),
@@ -94,11 +96,12 @@ def configuration(row: Row, folder: Path, *, still: bool = False) -> dict[str, A
     steps = 1 if still else row.steps
     return {
         "model": MODEL,
-        "data": {"train": [{"path": str(train)}], "eval": [{"path": str(held_out), "rows": 50}], "max_length": 256},
+        "data": {"train": [{"path": str(train)}], "eval": [{"path": str(held_out), "rows": 24}], "max_length": 256},
         "stage": "sft",
         "adapter": "lora" if still and row.adapter == "qlora" else row.adapter,
         "optimizer": optimizer,
         "patches": [] if row.adapter == "qlora" and not still else list(row.patches),
+        "attention": row.attention,
         "precision": "fp32",
         "train": {"max_steps": steps, "batch_tokens": 256, "save_every": steps},
         "output": str(folder / ("still" if still else row.key)),

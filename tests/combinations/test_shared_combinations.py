@@ -37,7 +37,8 @@ SMALL_BY_TYPE: dict[str, dict[str, Any]] = {
 # Cases that wait for the stages and kernels of later issues; any other case that waits has lost its method.
 MAY_WAIT = {
     "two-losses", "two-lora-kernels", "unsloth-missing", "flash-missing", "lora-gpt2", "fused-gpt2", "s2-on-mamba",
-    "s2-llama", "rm-needs-pairs", "dpo-needs-pairs", "ppo-needs-reward", "pissa-dpo-reference", "streaming-no-steps", "collects-all",
+    "s2-llama", "rm-needs-pairs", "dpo-needs-pairs", "ppo-needs-reward", "pissa-dpo-reference", "streaming-no-steps",
+    "collects-all",
 }  # fmt: skip
 
 
