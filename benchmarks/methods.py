@@ -124,6 +124,8 @@ def measure(key: str, folder: Path) -> dict[str, Any]:
         "method": row.method,
         "adapter": results["methods"]["adapter"],
         "optimizer": results["methods"]["optimizer"],
+        "attention": results["methods"]["attention"],
+        "stage": results["stage"],
         "patches": results["methods"]["patches"],
         "steps": results["steps"],
         "held_out_before": start["eval_loss"],

@@ -6,6 +6,7 @@ what the machine that writes it lacks. Where only the GPU can do it, the table s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from luthier.core.frozen import FrozenDict
 from luthier.core.plan import ModelReference
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.matrix import NO_QUANTISATION, Cell, Matrix, combinations, reasons
+
+PLURALS = {"adapter": "adapters", "quantisation": "quantised weights", "optimizer": "optimizers"}
 
 
 @cache
@@ -46,6 +49,34 @@ def machine(device: str, catalog: Catalog) -> Environment:
     )
 
 
+def partners(slot: str, name: str) -> str:
+    """What a method on one of the axes combines with, on a Llama, on some machine: by name, or all but a few.
+
+    Empty for any other method: what it combines with is in the other rows of its declaration.
+    """
+    whole = matrix_on("cuda", "llama")
+    axis = {"adapter": "adapter", "optimizer": "optimizer", "patches": "quantisation"}.get(slot, "")
+    axes = {"adapter": whole.adapters, "quantisation": whole.quantisations[1:], "optimizer": whole.optimizers}
+    if name not in axes.get(axis, ()):
+        return ""
+    mine = [cell for cell in whole.cells if getattr(cell, axis) == name and cell.possible]
+    parts = []
+    for other, names in axes.items():
+        if other != axis:
+            found = [one for one in names if any(getattr(cell, other) == one for cell in mine)]
+            parts.append(f"{PLURALS[other]}: {_shortest(found, names)}")
+    return "; ".join(parts) + " ([all](../combinations.md))"
+
+
+def _shortest(found: Sequence[str], names: Sequence[str]) -> str:
+    missing = [f"`{name}`" for name in names if name not in found]
+    if not found:
+        return "none"
+    if len(missing) < len(found):
+        return f"all but {', '.join(missing)}" if missing else "all"
+    return ", ".join(f"`{name}`" for name in found)
+
+
 @cache
 def matrix_on(device: str, model_type: str) -> Matrix:
     catalog = own_catalog()
@@ -66,8 +97,9 @@ def matrix(page: Path, words: list[str]) -> str:
     def mark(cell: Cell) -> str:
         if cell.possible:
             return "yes" if cell.outcome == "yes" else "exp."
-        if on_gpu.cell(cell.adapter, cell.quantisation, cell.optimizer).possible:
-            return "GPU"
+        elsewhere = on_gpu.cell(cell.adapter, cell.quantisation, cell.optimizer)
+        if elsewhere.possible:
+            return "GPU" if elsewhere.outcome == "yes" else "GPU, exp."
         return " ".join(str(numbers.setdefault(reason, len(numbers) + 1)) for reason in reasons(cell))
 
     parts = []

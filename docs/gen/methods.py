@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -94,6 +95,8 @@ def options(page: Path, words: list[str]) -> str:
 
 def declaration(page: Path, words: list[str]) -> str:
     """What a method declares: `declaration SLOT NAME`."""
+    import matrix  # which asks for the catalog here
+
     offer = _offer(words)
     method: AnyMethod = offer.value
     facts = {
@@ -102,6 +105,7 @@ def declaration(page: Path, words: list[str]) -> str:
         "requires": "; ".join(" or ".join(f"`{trait}`" for trait in sorted(need.traits)) for need in method.requires),
         "conflicts with": _code(sorted(method.conflicts)),
         "claims": _code(sorted(method.claims)),
+        "combines with": matrix.partners(*words),
         "removes": _code(sorted(method.removes)),
         "numbers": NUMERICS[method.numerics],
         "`auto`": f"a candidate, priority {method.priority}" if method.priority > 0 else "taken only when named",
@@ -145,7 +149,5 @@ def _code(words: list[str]) -> str:
 
 
 def _linked(reference: str) -> str:
-    head, found, number = reference.partition("arXiv:")
-    if found:
-        return f"{head}[arXiv:{number}](https://arxiv.org/abs/{number})"
-    return f"<{reference}>" if reference.startswith("http") else reference
+    linked = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", reference)
+    return f"<{reference}>" if reference.startswith("http") else linked

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import excerpts
 import matrix
+import measured
 import methods
 from blocks import ROOT, Renderer, pages, refresh, table
 
@@ -99,6 +100,7 @@ RENDERERS: dict[str, Renderer] = {
     "exitcodes": exitcodes,
     "formats": methods.formats,
     "matrix": matrix.matrix,
+    "measured": measured.measured,
     "methods": methods.methods,
     "options": methods.options,
     "output": excerpts.output,

@@ -17,4 +17,5 @@ def luthier_attention_kernels() -> Iterable[AttentionKernel[NoOptions]]:
         claims=frozenset({"attention.forward"}),
         implementation="eager",
         priority=10,
+        reference="Vaswani et al. 2017, Attention Is All You Need, section 3.2.1, arXiv:1706.03762",
     )

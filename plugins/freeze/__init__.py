@@ -90,4 +90,5 @@ def luthier_adapters() -> Iterable[Adapter[FreezeConfig]]:
         attach=attach,
         merge=lambda model: model,
         memory=memory,
+        reference="Lee, Tang and Lin 2019, What Would Elsa Do? Freezing Layers During Fine-Tuning, arXiv:1911.03090",
     )

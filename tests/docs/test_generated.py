@@ -18,6 +18,9 @@ from luthier.core.contracts import SLOTS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
+NOT_MEASURED = {"paged_adamw", "paged_adamw_8bit", "dequantize"}  # the first two need CUDA, the third has no cost of its own
+NO_PAPER = {"dequantize"}
+
 
 @pytest.fixture(scope="module")
 def reference() -> Iterator[ModuleType]:
@@ -30,7 +33,7 @@ def reference() -> Iterator[ModuleType]:
         yield module
     finally:
         sys.path.remove(str(DOCS / "gen"))
-        for name in ("reference", "matrix", "methods", "excerpts", "blocks"):
+        for name in ("reference", "matrix", "measured", "methods", "excerpts", "blocks"):
             if name not in before:
                 sys.modules.pop(name, None)
 
@@ -102,7 +105,10 @@ def test_every_built_in_method_has_a_page_with_its_declaration_and_options(refer
             assert f"<!-- declaration:begin {slot} {name} -->" in text
             assert f"<!-- options:begin {slot} {name} -->" in text
             assert "## Memory" in text
+            assert "## Combines with" in text
             assert "## Example" in text
+            assert name in NOT_MEASURED or f"<!-- measured:begin {name} -->" in text, name
+            assert name in NO_PAPER or re.search(r"https?://", text), name
             assert f"methods/{name}.md" in (ROOT / "README.md").read_text(encoding="utf-8")
             assert f"methods/{name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
             found.add(name)
@@ -120,6 +126,12 @@ def test_every_built_in_preset_is_described_and_listed(reference: ModuleType) ->
         assert f"[`{name}`]({page.name})" in (DOCS / "methods" / "index.md").read_text(encoding="utf-8")
     with pytest.raises(KeyError, match="0 pages"):
         methods.preset_page("adapter", "nothing")
+
+
+def test_links_hold_no_space() -> None:
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not [target for target in re.findall(r"\]\(([^)]*)\)", prose) if " " in target], page
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -29,9 +29,21 @@ def logits(folder: Path, ids: Any, adapter: Path | None = None) -> torch.Tensor:
         return model.eval()(input_ids=ids).logits
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mixtral"])
-def test_merged_lora_is_base_and_adapter(model_type: str, finish: Finish, text_ids: Any, tmp_path: Path) -> None:
-    run = finish(model_type, adapter={"use": "lora", "rank": 4})
+@pytest.mark.parametrize(
+    ("model_type", "adapter"),
+    [
+        ("llama", {"use": "lora", "rank": 4}),
+        ("gpt2", {"use": "lora", "rank": 4}),
+        ("gemma2", {"use": "lora", "rank": 4, "modules_to_save": ["embed"]}),  # tied: the trap of facts.md
+        ("mixtral", {"use": "lora", "rank": 4}),
+        ("llama", {"use": "dora", "rank": 4}),
+        ("llama", {"use": "oft"}),
+    ],
+)
+def test_merged_is_base_and_adapter(
+    model_type: str, adapter: dict[str, Any], finish: Finish, text_ids: Any, tmp_path: Path
+) -> None:
+    run = finish(model_type, adapter=adapter)
     report = luthier.merge(run, tmp_path / "merged")
     base = Path(json.loads((run / "plan.json").read_text())["model"]["path"])
     expected = logits(base, text_ids, adapter=run)
@@ -101,8 +113,9 @@ def test_a_wrong_fold_is_caught(finish: Finish, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "merged").exists()
 
 
-def test_full_is_written_as_it_was_trained(finish: Finish, text_ids: Any, tmp_path: Path) -> None:
-    run = finish("llama", adapter="full", optimizer={"use": "adamw", "lr": 1e-3})
+@pytest.mark.parametrize("adapter", ["full", {"use": "freeze", "layers": 1}, {"use": "llama_pro", "blocks": 1}])
+def test_a_whole_model_is_written_as_it_was_trained(adapter: Any, finish: Finish, text_ids: Any, tmp_path: Path) -> None:
+    run = finish("llama", adapter=adapter, optimizer={"use": "adamw", "lr": 1e-3})
     report = luthier.merge(run, tmp_path / "merged")
     assert torch.equal(logits(tmp_path / "merged", text_ids), logits(run, text_ids))
     assert report.difference == 0.0
@@ -128,6 +141,25 @@ def test_what_cannot_be_merged_is_said(finish: Finish, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not empty"):
         luthier.merge(run, tmp_path / "taken")
     assert (tmp_path / "taken" / "mine.txt").read_text() == "mine"
+
+
+def test_choices_that_do_not_exist_are_refused(finish: Finish, tmp_path: Path) -> None:
+    run = finish("llama", adapter={"use": "lora", "rank": 2})
+    wrong: Any = "dequantised"
+    with pytest.raises(ConfigError, match="original, dequantized"):
+        luthier.merge(run, tmp_path / "merged", base=wrong)
+    wrong = "fp32"
+    with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
+        luthier.merge(run, tmp_path / "merged", dtype=wrong)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_default_folder_is_beside_the_run(finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = {"max_steps": 4, "batch_tokens": 512, "save_every": 2}
+    run = finish("llama", adapter={"use": "lora", "rank": 2}, train=train)
+    monkeypatch.chdir(run)
+    assert Path(luthier.merge(".").into) == tmp_path / "run-merged"
+    assert Path(luthier.merge("checkpoint-2").into) == tmp_path / "run-checkpoint-2-merged"
 
 
 def test_the_verb(finish: Finish, capsys: pytest.CaptureFixture[str]) -> None:
