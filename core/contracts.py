@@ -133,6 +133,8 @@ class MemoryTerms:
     cast_inputs         features per token, all layers together, that the method's modules keep in float32 for the backward
                         pass where the base weights are narrower
     activation_scale    factor on the activations that the decoder layers keep for the backward pass
+    recomputed          numbers per token that one layer holds again while the backward pass computes it anew, added once to
+                        the product of all factors: it is there in full, however few layers keep anything
     constant            bytes that depend on none of these
     """
 
@@ -150,6 +152,7 @@ class MemoryTerms:
     moved_at_once: Callable[[MemoryTerms], int] | None = None
     cast_inputs: int = 0
     activation_scale: float = 1.0
+    recomputed: int = 0
     constant: int = 0
 
 

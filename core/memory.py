@@ -7,7 +7,7 @@ keeps for its backward pass (docs/memory.md derives them); `peak` is the sum, th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from luthier.core.contracts import MemoryTerms
@@ -26,18 +26,16 @@ def forecast(
     stored = [share for share in shares if share.weight_bytes is not None]
     weights = float(profile.parameters * width)
     gradients = optimizer = 0.0
-    scale = 1.0
     for share in shares:
         per_parameter = share.trainable_bytes if share.trainable_bytes is not None else width
         weights += share.added * per_parameter + share.constant + _storage_change(share, profile, width)
         moved = min([share.trainable, *(by.moved_at_once(share) for by in shares if by.moved_at_once is not None)])
         gradients += _gradients(share, moved, per_parameter, shares)
         optimizer += sum(_optimizer_state(share, moved, per_parameter, moved_by) for moved_by in shares)
-        scale *= share.activation_scale
     layers = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
     # A float32 copy in place of the one that `layer_elements_per_token` counts.
     layers += sum(share.cast_inputs for share in shares) * (DTYPE_BYTES["float32"] - width)
-    kept = layers * scale + logits_bytes_per_token(profile, precision)
+    kept = layers * _kept_part(profile, shares) + logits_bytes_per_token(profile, precision)
     activations = kept * batch_tokens
     if precision.autocast and not stored:
         # Autocast casts each weight for its product, and the backward pass keeps the copy.
@@ -49,6 +47,15 @@ def forecast(
         activations=round(activations),
         peak=round(weights + gradients + optimizer + activations),
     )
+
+
+def _kept_part(profile: ArchitectureProfile, shares: Sequence[MemoryTerms]) -> float:
+    """Of what all layers would keep, the part that is there at the highest moment: all factors, and a layer computed anew."""
+    scale = math.prod(share.activation_scale for share in shares)
+    whole = layer_elements_per_token(profile) * profile.layers
+    if not whole or any(share.activation_scale == 0 and not share.recomputed for share in shares):
+        return scale  # the backward pass does not reach the layers, and none is computed again
+    return scale + sum(share.recomputed for share in shares) / whole
 
 
 def _storage_change(share: MemoryTerms, profile: ArchitectureProfile, width: int) -> float:

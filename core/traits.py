@@ -27,6 +27,7 @@ TRAITS: Final[dict[Trait, str]] = {
     "params.full_rank": "whole weight matrices train, so their gradients are full matrices",
     # adapters
     "adapter.low_rank": "the trained update is a product of two thin matrices",
+    "adapter.magnitude": "a magnitude that trains scales each row of an adapted weight, its low-rank update included",
     "adapter.mergeable": "the update can be folded into the base weights",
     "adapter.detachable": "what was trained is saved beside the base model, not as a whole model",
     # the reference model of preference and reinforcement stages

@@ -13,6 +13,7 @@ from torch import nn
 from luthier.core.calling import call
 from luthier.core.contracts import ModelPatch, Phase, Undo
 from luthier.core.errors import Problem
+from luthier.core.memory import layer_elements_per_token
 from luthier.core.optimizing import trained_parameters
 from luthier.core.plan import Dtype
 from luthier.core.quantized import settle
@@ -184,15 +185,21 @@ class ModelPatchContract(Contract):
             assert not wrong, f"in {dtype}, after an evaluation the gradient is another: {wrong}"
 
     def test_the_memory_is_plausible(self, case: Case) -> None:
-        """A factor on activations above 0 and at most 1; storage of no more parameters than there are, if it claims any."""
+        """Activations above none and at most the model's own; storage of no more parameters than there are, if it claims any."""
         terms, profile = self.memory(case), self.profile(case)
-        assert 0 < terms.activation_scale <= 1, f"activation_scale is {terms.activation_scale}"
+        whole = layer_elements_per_token(profile) * profile.layers
+        assert terms.recomputed >= 0, f"recomputed is {terms.recomputed}"
+        # With inputs elsewhere the layers keep nothing, and the one that is computed again is all there is.
+        kept = terms.activation_scale + terms.recomputed / max(whole, 1)
+        of_which = f", and with the {terms.recomputed} numbers of recomputed {kept:.3g}" if terms.recomputed else ""
+        assert terms.activation_scale >= 0, f"activation_scale is {terms.activation_scale}"
+        assert 0 < kept <= 1, f"activation_scale is {terms.activation_scale}{of_which}"
         stored = terms.stored_parameters
         assert stored is None or 0 < stored <= profile.parameters, f"{stored} stored parameters, of {profile.parameters}"
         if "weights.quantized" in self.pick(case).declaration.provides:
             assert terms.weight_bytes is not None, "weights are quantised, and memory() gives no weight_bytes"
         if "activations.recomputed" in self.pick(case).declaration.provides:
-            assert terms.activation_scale < 1 or profile.layers == 1, "activations are recomputed, and none are saved"
+            assert kept < 1 or profile.layers == 1, "activations are recomputed, and none are saved"
 
 
 @dataclasses.dataclass

@@ -245,7 +245,7 @@ def _facts_of(option: FieldDoc) -> dict[str, str]:
 
 
 def _method_example(slot: str, method: AnyMethod) -> str:
-    options = sample(method.config)
+    options = dict(method.example) or sample(method.config)
     return _yaml({slot: _in_slot(slot, {"use": method.name, **options} if options else method.name)})
 
 

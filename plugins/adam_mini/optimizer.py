@@ -69,19 +69,12 @@ def _block_means(grad: Tensor, partition: Partition) -> Tensor:
     wide = wide.reshape(1) if grad.ndim == 0 else wide
     averaged = [dimension for dimension in range(wide.ndim) if dimension not in partition.kept]
     rows = wide.square().mean(dim=averaged) if averaged else wide.square()
-    if all(size == 1 for _, size in partition.runs):
-        return rows
-    parts = rows.split([count for count, _ in partition.runs], dim=-1)
-    means = [part.unflatten(-1, (-1, size)).mean(-1) for part, (_, size) in zip(parts, partition.runs, strict=True)]
-    return torch.cat(means, dim=-1)
+    return rows.unflatten(-1, (-1, partition.size)).mean(-1) if partition.size > 1 else rows
 
 
 def _spread(rate: Tensor, partition: Partition, like: Tensor) -> Tensor:
     """The number of every block where its members are, in a shape that broadcasts against `like`."""
-    if any(size > 1 for _, size in partition.runs):
-        parts = rate.split([count // size for count, size in partition.runs], dim=-1)
-        spread = [part.repeat_interleave(size, dim=-1) for part, (_, size) in zip(parts, partition.runs, strict=True)]
-        rate = torch.cat(spread, dim=-1)
+    rate = rate.repeat_interleave(partition.size, dim=-1) if partition.size > 1 else rate
     if like.ndim == 0:
         return rate.reshape(())
     return rate.reshape([size if dimension in partition.kept else 1 for dimension, size in enumerate(like.shape)])

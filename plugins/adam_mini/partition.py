@@ -1,14 +1,15 @@
 """Which numbers of a parameter share one second moment: the partition of Adam-mini, from roles instead of names.
 
-    queries, keys                    one for each head
-    every other matrix               one for each output neuron; embeddings and head: one for each token
-    fused queries, keys and values   heads of the queries, heads of the keys, neurons of the values, in this order
-    fused experts                    one for each output neuron of each expert
-    gain of a norm                   one for all of it
-    biases and other vectors         one for each number, as in Adam
+    queries, keys               one for each head
+    every other matrix          one for each output neuron; embeddings and head: one for each token
+    fused experts               one for each output neuron of each expert
+    gain of a norm              one for all of it
+    biases and other vectors    one for each number, as in Adam
 
-This is the paper's algorithm 3 with the values by neuron, as its authors' code has it. What has no role in the model, as an
-adapter's factors, is a matrix or vector like any other.
+This is the paper's algorithm 3 with the values by neuron, as its authors' code has it. Fused queries, keys and values go
+by neuron too: nothing in a profile tells [all q | all k | all v] (GPT-2, Phi-3) from [q k v] of one head after the other
+(GPT-NeoX, BLOOM), and blocks of neurons are right in both. What has no role in the model, as an adapter's factors, is a
+matrix or vector like any other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from luthier.core.contracts import Matrix
 from luthier.core.profile import ArchitectureProfile, AttentionGroup, RoleGroup
 
 BY_HEAD: Final = ("attn.q", "attn.k", "attn.qk", "cross.q", "cross.k")
-Runs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,15 @@ class Partition:
     """The blocks of one tensor.
 
     kept   dimensions along which blocks differ; the mean is taken over all others
-    runs   (rows, rows of one block), ... along the last of `kept`: [(64, 16), (32, 1)] is four heads, then 32 neurons
+    size   neighbours along the last of `kept` that share a block: 16 of 64 rows are four heads
     """
 
     kept: tuple[int, ...]
-    runs: Runs
+    size: int = 1
 
     def blocks(self, shape: Sequence[int]) -> int:
         """How many second moments a tensor of this shape has."""
-        return math.prod(self.lead(shape)) * sum(rows // size for rows, size in self.runs)
-
-    def lead(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Sizes of the kept dimensions before the last, such as the number of experts."""
-        return tuple(shape[dimension] for dimension in self.kept[:-1])
+        return math.prod(shape[dimension] for dimension in self.kept) // self.size if shape else 1
 
 
 def partition(
@@ -53,15 +49,15 @@ def partition(
     if name.endswith("bias"):
         return _each(shape)
     if len(shape) < 2:
-        return Partition((0,), ((shape[0], shape[0]),)) if role == "norm" and shape else _each(shape)
+        return Partition((0,), shape[0]) if role == "norm" and shape else _each(shape)
     if group is None or group.shape != tuple(shape):
         # The factor of an update of embeddings that lies (rank, tokens): tokens are columns there.
-        return _rows(shape, 1 if "lora_embedding_A" in name else 0)
+        return Partition((1 if "lora_embedding_A" in name else 0,))
     if group.kind == "conv1d":
-        return Partition((1,), _runs(profile, role, group, shape[1]))
+        return Partition((1,), _neighbours(profile, role, group, shape[1]))
     if group.kind == "parameter" and len(shape) == 3:
-        return _experts(profile, shape, group)
-    return Partition((0,), _runs(profile, role, group, shape[0]))
+        return _experts(profile, group)
+    return Partition((0,), _neighbours(profile, role, group, shape[0]))
 
 
 def partition_of_matrix(profile: ArchitectureProfile, matrix: Matrix) -> Partition:
@@ -78,27 +74,13 @@ def partition_of_matrix(profile: ArchitectureProfile, matrix: Matrix) -> Partiti
 
 
 def _each(shape: Sequence[int]) -> Partition:
-    return Partition(tuple(range(len(shape))) or (0,), ((shape[-1] if shape else 1, 1),))
+    return Partition(tuple(range(len(shape))) or (0,))
 
 
-def _rows(shape: Sequence[int], dimension: int) -> Partition:
-    return Partition((dimension,), ((shape[dimension], 1),))
-
-
-def _runs(profile: ArchitectureProfile, role: str, group: RoleGroup, rows: int) -> Runs:
-    """How the output neurons of a projection go together."""
-    attention = _attention(profile, group)
-    if attention is None or not attention.head_dim:
-        return ((rows, 1),)
-    size = attention.head_dim
-    if role in BY_HEAD and rows % size == 0:
-        return ((rows, size),)
-    if role == "attn.qkv":
-        queries_and_keys = (attention.heads + attention.kv_heads) * size
-        values = attention.kv_heads * attention.value_dim
-        if queries_and_keys + values == rows:
-            return ((queries_and_keys, size), (values, 1))
-    return ((rows, 1),)
+def _neighbours(profile: ArchitectureProfile, role: str, group: RoleGroup, neurons: int) -> int:
+    """How many output neurons of a projection share a block."""
+    attention = _attention(profile, group) if role in BY_HEAD else None
+    return attention.head_dim if attention and attention.head_dim and neurons % attention.head_dim == 0 else 1
 
 
 def _attention(profile: ArchitectureProfile, group: RoleGroup) -> AttentionGroup | None:
@@ -106,12 +88,12 @@ def _attention(profile: ArchitectureProfile, group: RoleGroup) -> AttentionGroup
     return next((one for one in profile.attention if layers & set(one.layers) and one.kind not in ("linear", "none")), None)
 
 
-def _experts(profile: ArchitectureProfile, shape: Sequence[int], group: RoleGroup) -> Partition:
+def _experts(profile: ArchitectureProfile, group: RoleGroup) -> Partition:
     """(experts, out, in), or (experts, in, out): where the sizes are equal, the other matrix of the experts tells which."""
     siblings = [one for one in (group, *profile.groups("experts")) if one.kind == "parameter" and len(one.shape) == 3]
     oblong = next((one for one in siblings if one.in_features != one.out_features), group)
     if oblong.shape[1:] == (oblong.out_features, oblong.in_features):
-        return Partition((0, 1), ((shape[1], 1),))
+        return Partition((0, 1))
     if oblong.shape[1:] == (oblong.in_features, oblong.out_features):
-        return Partition((0, 2), ((shape[2], 1),))
-    return _rows(shape, 0)
+        return Partition((0, 2))
+    return Partition((0,))

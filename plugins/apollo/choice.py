@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from luthier.plugins.apollo import ApolloConfig
 
 EVERYTHING: Final = ("attn", "cross", "mlp", "experts", "mixer")
+TIED: Final = ("embed", "head")
 FLOAT32: Final = 4
 
 
@@ -66,12 +67,14 @@ def parameter_groups(model: nn.Module, profile: ArchitectureProfile, config: Apo
     counts = Counter(target.group for target in chosen.targets)
     whole = {group for group, count in counts.items() if count == group.count}
     find = role_finder(profile)
-    projected = []
-    for name, parameter in trained_parameters(model).items():
+
+    def is_meant(name: str, parameter: nn.Parameter) -> bool:
         place = find(name, parameter.shape)
-        meant = name.removesuffix(".weight") in names or (place is not None and place[1] in whole)
-        if meant and fits(parameter.shape, config.rank):
-            projected.append(parameter)
+        return name.removesuffix(".weight") in names or (place is not None and place[1] in whole)
+
+    # A tied matrix has two names, and is meant when either is.
+    meant = {id(one) for name, one in model.named_parameters(remove_duplicate=False) if is_meant(name, one)}
+    projected = [one for one in trained_parameters(model).values() if id(one) in meant and fits(one.shape, config.rank)]
     if not projected:
         raise NothingPatched("apollo: of the matrices that `roles` name, none trains; train some of them, or take `adamw`")
     taken = {id(parameter) for parameter in projected}
@@ -88,13 +91,21 @@ def parameter_groups(model: nn.Module, profile: ArchitectureProfile, config: Apo
     return [{"params": projected, **settings}, *(group for group in groups if group["params"])]
 
 
+def _part(profile: ArchitectureProfile, config: ApolloConfig, matrix: Matrix) -> float:
+    """How many of the tensors of a role and shape are meant: all (1), none (0), or those of some layers only."""
+    meant = _counts(profile, config.roles)
+    if profile.tied_embeddings and matrix.role in TIED:
+        return float(any((role, matrix.shape) in meant for role in TIED))
+    every = sum(group.count for group in profile.groups(matrix.role) if group.shape == matrix.shape)
+    return meant.get((matrix.role, matrix.shape), 0) / every if every else 0.0
+
+
 def state_of(profile: ArchitectureProfile, config: ApolloConfig, matrix: Matrix) -> StateSize:
     """The state of one trained tensor; an average, where `roles` has names that mean some modules of its role only."""
     plain = StateSize(numbers=2 * matrix.size)
     if not fits(matrix.shape, config.rank):
         return plain
-    every = sum(group.count for group in profile.groups(matrix.role) if group.shape == matrix.shape)
-    part = _counts(profile, config.roles).get((matrix.role, matrix.shape), 0) / every if every else 0.0
+    part = _part(profile, config, matrix)
     stack = matrix.shape[0] if len(matrix.shape) == 3 else 1
     projected = FLOAT32 * stack * (2 * config.rank * max(matrix.shape[-2:]) + 1)
     return StateSize(numbers=(1 - part) * plain.numbers, bytes=part * projected)

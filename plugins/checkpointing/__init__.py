@@ -61,7 +61,7 @@ def supports(profile: ArchitectureProfile, environment: Environment, config: Che
             f"offload moves layer inputs from a cuda device to the host, and this run is on the {environment.device}",
             "leave out offload",
         )
-    if profile.layers > 1 and memory(profile, config).activation_scale >= 1:
+    if profile.layers > 1 and _at_the_peak(profile, config) >= layer_elements_per_token(profile) * profile.layers:
         return Support.no(
             "recomputing the last layer alone saves nothing: it is computed again before any other activation is freed",
             "choose earlier layers",
@@ -74,15 +74,23 @@ def memory(profile: ArchitectureProfile, config: CheckpointingConfig) -> MemoryT
 
     With H numbers a token for a layer's input and K for all that a layer keeps: a recomputed layer keeps H (0 on the
     device where it is offloaded), any other K. The backward pass frees layers from the last on, so that the K of a layer
-    that is computed again comes on top of the whole sum only where that is the last layer.
+    that is computed again comes on top of the whole sum only where that is the last layer. It stands apart from the factor,
+    because an adapter that leaves lower layers out of the backward pass takes their share away, and none of this K.
     """
     kept, layers = layer_elements_per_token(profile), profile.layers
     if not layers or not kept:
         return MemoryTerms()
     chosen = config.chosen(layers)
     inputs = 0 if config.offload else profile.hidden_size
-    numbers = (layers - len(chosen)) * kept + len(chosen) * inputs + (kept if layers - 1 in chosen else 0)
-    return MemoryTerms(activation_scale=numbers / (layers * kept))
+    numbers = (layers - len(chosen)) * kept + len(chosen) * inputs
+    again = kept if layers - 1 in chosen else 0
+    return MemoryTerms(activation_scale=numbers / (layers * kept), recomputed=again)
+
+
+def _at_the_peak(profile: ArchitectureProfile, config: CheckpointingConfig) -> float:
+    """Numbers per token of all layers at that moment, when every layer takes part in the backward pass."""
+    terms = memory(profile, config)
+    return terms.activation_scale * layer_elements_per_token(profile) * profile.layers + terms.recomputed
 
 
 def apply(

@@ -83,8 +83,15 @@ def restore(module: nn.Module, name: str, value: object) -> None:
 def offloaded(function: Callable[..., Any], *inputs: Any, use_reentrant: bool) -> Any:
     """Checkpoint `function`, its `inputs` copied to the host's memory until the backward pass fetches them back.
 
-    The copies to pinned memory run on the compute stream (torch's `save_on_cpu`), so that a step takes longer.
+    The copies to pinned memory run on the compute stream (torch's `save_on_cpu`), so that a step takes longer. Raises
+    NothingPatched where no input is a tensor: what a layer is called with by keyword is part of `function`, and stays.
     """
+    if not any(isinstance(value, torch.Tensor) for value in inputs):
+        raise NothingPatched(
+            "checkpointing: offload copies the positional inputs of a decoder layer, and this model calls its layers with "
+            "keywords alone, so that nothing would move to the host",
+            fix="leave out offload",
+        )
     # The hooks of `checkpoint` lie inside these, and catch all that the layer itself would save: only its inputs get here.
     with save_on_cpu(pin_memory=torch.cuda.is_available()):
         return checkpoint(function, *inputs, use_reentrant=use_reentrant)

@@ -9,6 +9,7 @@ from torch import nn
 
 from luthier.core.contracts import NothingPatched
 from luthier.core.dequantize import dequantize_model
+from luthier.core.errors import ModelError
 from luthier.core.profile import ArchitectureProfile
 
 if TYPE_CHECKING:
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
 def make_plain(model: nn.Module, profile: ArchitectureProfile, context: BuildContext) -> None:
     """Every weight in the run's precision, trainable, with its plain shape.
 
-    Raises NothingPatched where weights are still packed: an adapter would then train on something else than was planned.
+    Raises NothingPatched where weights are still packed: an adapter would then train on something else than was planned;
+    ModelError where they cannot be read back, or only into another model than this one.
     """
     assert profile.quantization is not None
     dtype = getattr(torch, context.precision.weights)
-    dequantize_model(model, dtype)
+    if dequantize_model(model, dtype) is not model:
+        raise ModelError(
+            f"dequantize: transformers gave another {type(model).__name__} back for weights quantised by "
+            f"{profile.quantization.method}, and the run holds the one with the packed weights",
+            fix="take a checkpoint that is not quantised",
+        )
     packed = [name for name, parameter in model.named_parameters() if parameter.dtype != dtype]
     numbers = sum(parameter.numel() for parameter in model.parameters())
     if packed or numbers != profile.parameters:

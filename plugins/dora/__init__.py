@@ -104,7 +104,7 @@ def luthier_adapters() -> Iterable[Adapter[DoraConfig]]:
         name="dora",
         summary="LoRA on the direction of the weights, their magnitude trained apart.",
         config=DoraConfig,
-        provides=frozenset({"adapter.low_rank", "adapter.mergeable", "adapter.detachable"}),
+        provides=frozenset({"adapter.low_rank", "adapter.magnitude", "adapter.mergeable", "adapter.detachable"}),
         declares=declares,
         numerics="close",
         packages=("peft>=0.20",),

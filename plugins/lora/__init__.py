@@ -14,9 +14,9 @@ from luthier.core.errors import ModelError
 from luthier.core.frozen import FrozenDict
 from luthier.core.hookspecs import hookimpl
 from luthier.core.options import option
-from luthier.core.profile import ArchitectureProfile
+from luthier.core.profile import ROLE_GROUPS, ArchitectureProfile
 from luthier.core.traits import AnyOf, Trait, any_of
-from luthier.plugins._peft.lora_layout import check, planned_updates, quantised_whole, terms, trains_vocabulary
+from luthier.plugins._peft.lora_layout import check, planned_updates, quantised_whole, selection, terms, trains_vocabulary
 from luthier.plugins._peft.lora_options import LowRankOptions
 from luthier.plugins._peft.saved import check_continued, check_stacked, read_saved
 
@@ -73,10 +73,24 @@ def supports(profile: ArchitectureProfile, environment: Environment, config: Lor
     experts = "" if plain else f"init {config.init} is made for linear layers: take init: default, or train them apart"
     answer = check(profile, config, experts=experts)
     if answer:
+        answer = check_inputs(profile, config)
+    if answer:
         answer = check_ranks(profile, config)
     if answer:
         answer = check_continued(profile, config)
     return check_stacked(profile, config, config.stack_on) if answer else answer
+
+
+def check_inputs(profile: ArchitectureProfile, config: LoraConfig) -> Support:
+    """A routed expert sees the tokens that were sent to it: which of them count cannot be told from its input."""
+    for target in selection(profile, config).targets if config.init in ("eva", "corda") else ():
+        if target.role in ROLE_GROUPS["experts"]:
+            return Support.no(
+                f"init {config.init} goes by what a layer sees of every token, and {target.group.pattern} is a routed "
+                "expert, which sees only some of them",
+                f"leave {target.role} out of target, or take another init",
+            )
+    return Support.yes()
 
 
 def check_ranks(profile: ArchitectureProfile, config: LoraConfig) -> Support:

@@ -42,8 +42,8 @@ class Directions:
         self.seen += len(rows)
         if sum(map(len, self.pending)) >= 2 * self.smallest:
             whole = torch.cat(self.pending)
-            # What stays behind is enough for the last piece.
-            self.pending = [whole[-self.smallest :]]
+            # What stays behind is enough for the last piece; a view would keep all of the batch.
+            self.pending = [whole[-self.smallest :].clone()]
             self.pca.partial_fit(whole[: -self.smallest])
 
     def finish(self) -> Tensor:
@@ -67,13 +67,14 @@ class Covariance:
 
     def add(self, rows: Tensor) -> None:
         """rows (n, in)"""
-        self.total = self.total + rows.float().T @ rows.float()
+        self.total += rows.float().T @ rows.float()
 
     def finish(self) -> Tensor:
-        """(in, in), its mean on the diagonal 1, with a hundredth of that added so that it can be inverted."""
+        """(in, in), its mean on the diagonal 1, with a hundredth of that added so that it can be inverted; made in place."""
         total = torch.as_tensor(self.total)
-        mean = total.diagonal().mean()
-        return total / mean + 0.01 * torch.eye(len(total), device=total.device)
+        total.div_(total.diagonal().mean())
+        total.diagonal().add_(0.01)
+        return total
 
 
 class Watch:
@@ -93,14 +94,26 @@ class Watch:
             owner = self.owner.setdefault(name, owner if inputs[0] is before else name)
             self._last = (inputs[0], owner)
             if owner == name:
-                rows = inputs[0].reshape(*self.mask.shape, -1)[self.mask]
+                rows = self._by_token(inputs[0], name)[self.mask]
                 self.found.setdefault(name, self.accumulator(rows.shape[-1])).add(rows)
 
         return see
 
-    def finish(self) -> dict[str, Tensor]:
-        done = {name: one.finish() for name, one in self.found.items()}
-        return {name: done[owner] for name, owner in self.owner.items()}
+    def _by_token(self, seen: Tensor, name: str) -> Tensor:
+        """(B, T, in). Some blocks, as shared experts and routers, are given the tokens of all rows in one: (B T, in)."""
+        shape = self.mask.shape
+        if seen.shape[:-1] not in (shape, (shape.numel(),)):
+            raise NothingPatched(
+                f"lora: {name} sees a tensor {tuple(seen.shape)} for a batch of {shape[0]} x {shape[1]} tokens, so that the "
+                "tokens of its rows are not known; leave it out of target, or take another init"
+            )
+        return seen.reshape(*shape, -1)
+
+    def finish(self) -> Iterator[tuple[str, Tensor]]:
+        """Result by module name, those that share it one after the other. Each accumulator is let go as its turn comes."""
+        for owner in list(self.found):
+            result = self.found.pop(owner).finish()
+            yield from ((name, result) for name, its in self.owner.items() if its == owner)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -111,7 +124,7 @@ def input_directions(
     highest = max(ranks.values())
     watch = Watch(lambda features: Directions(min(highest, features), features))
     _run(model, ranks, batches, context, watch, trained_only=True)
-    return {name: directions[: ranks[name]] for name, directions in watch.finish().items()}
+    return {name: directions[: ranks[name]] for name, directions in watch.finish()}
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -126,7 +139,7 @@ def covariance_factors(
     watch = Watch(lambda features: Covariance())
     _run(model, ranks, batches, context, watch, trained_only=False)
     factors = {}
-    for name, covariance in watch.finish().items():
+    for name, covariance in watch.finish():
         left, values, right = torch.linalg.svd(weight_of(model.get_submodule(name)) @ covariance, full_matrices=False)
         chosen = slice(None, ranks[name]) if method == "ipm" else slice(len(values) - ranks[name], None)
         root = values[chosen].sqrt()

@@ -95,7 +95,7 @@ def start_from_error(model: Any, made: Sequence[Update], iterations: int | None)
         raise NothingPatched(
             "lora: init loftq starts from the quantisation error, and none of the adapted layers is quantised"
         )
-    originals = original_weights(model.get_base_model(), list(layers))
+    originals = original_weights(model.get_base_model(), layers)
     for name, layer in layers.items():
         quantised = base_weight(layer)
         error = originals[name].to(quantised) - quantised
@@ -105,17 +105,17 @@ def start_from_error(model: Any, made: Sequence[Update], iterations: int | None)
     return len(layers)
 
 
-def original_weights(model: Any, names: Sequence[str]) -> dict[str, Tensor]:
-    """The unquantised weights of these modules, from the files the model was loaded from."""
+def original_weights(model: Any, layers: Mapping[str, Any]) -> dict[str, Tensor]:
+    """(out, in) unquantised weights of these adapted layers by name, from the files the model was loaded from."""
     folder = _files_of(model)
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
         stored = read_weights(path)
-        for name in names:
+        for name, layer in layers.items():
             for key in (f"{name}.weight", f"{name.removeprefix(f'{model.base_model_prefix}.')}.weight"):
                 if key in stored:
-                    found.setdefault(name, stored[key])
-    lost = [name for name in names if name not in found]
+                    found.setdefault(name, stored[key].T if _was_conv1d(layer) else stored[key])
+    lost = [name for name in layers if name not in found]
     if lost:
         raise ModelError(
             f"the weight files have no tensor {lost[0]}.weight to compare the quantised one with",
@@ -123,6 +123,13 @@ def original_weights(model: Any, names: Sequence[str]) -> dict[str, Tensor]:
             fix="take another init than loftq",
         )
     return found
+
+
+def _was_conv1d(layer: Any) -> bool:
+    """Whether the quantised layer stands for a Conv1D: the files have its weight as (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return getattr(layer.get_base_layer(), "source_cls", None) is Conv1D
 
 
 def _files_of(model: Any) -> Path:

@@ -4,7 +4,9 @@
 
 The expected length of the whole noise vector, alpha / sqrt(3), is then the same for short and long documents. L counts
 real tokens: with the padded length, as the paper's and TRL's code have it, the noise of a row would depend on which other
-rows happen to stand in its batch. The embeddings do not know L, so a hook on the decoder reads it from the arguments.
+rows happen to stand in its batch. The embeddings do not know L, so a hook reads it from the arguments of the model: with
+prompt tuning PEFT looks the embeddings up before it calls the decoder, whose mask then counts the virtual tokens as well. A
+hook on the decoder does the same for those who call that alone.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ def add_noise(model: nn.Module, alpha: float) -> Undo:
     if embeddings is None:
         raise NothingPatched(f"neftune: {type(base).__name__} names no input embeddings")
     decoder = _asked(base, "get_decoder") or base
-    lengths: list[Tensor] = []  # of the documents of the batch that the decoder is working on
+    lengths: list[Tensor] = []  # of the documents of the batch that the model is working on
 
     def read(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        lengths[:] = [found] if (found := document_lengths(keywords)) is not None else []
+        # The outermost module is asked first, and its answer stands: inside, PEFT may have put virtual tokens before the text.
+        if not lengths and (found := document_lengths(keywords)) is not None:
+            lengths.append(found)
 
     def forget(module: nn.Module, arguments: tuple[Any, ...], output: object) -> None:
         lengths.clear()
@@ -44,11 +48,10 @@ def add_noise(model: nn.Module, alpha: float) -> Undo:
         length = lengths[0] if lengths and lengths[0].shape[0] == output.shape[0] else None
         return output + noise_like(output, length, alpha)
 
-    hooks = [
-        decoder.register_forward_pre_hook(read, with_kwargs=True),
-        embeddings.register_forward_hook(noisy),
-        decoder.register_forward_hook(forget, always_call=True),
-    ]
+    hooks = [embeddings.register_forward_hook(noisy)]
+    for module in (model,) if decoder is model else (model, decoder):
+        hooks.append(module.register_forward_pre_hook(read, with_kwargs=True))
+        hooks.append(module.register_forward_hook(forget, always_call=True))
 
     def undo() -> None:
         for hook in hooks:

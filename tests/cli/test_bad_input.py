@@ -150,7 +150,7 @@ def test_existing_output_is_never_touched(luthier: Run, write_config: Write, tmp
 def test_every_problem_of_a_plan_is_said_at_once(luthier: Run, write_config: Write) -> None:
     path = write_config(
         adapter={"use": "lora", "target": ["mixer"]},
-        optimizer="adamm",
+        optimizer="adamww",
         attention="flesh",
         train={"eval_every": 2, "max_steps": 3},
     )
@@ -159,7 +159,7 @@ def test_every_problem_of_a_plan_is_said_at_once(luthier: Run, write_config: Wri
     text = json.dumps(document["problems"])
     assert code == 2
     assert len(document["problems"]) == 4
-    for word in ("mixer", "adamm", "adamw", "flesh", "train.eval_every"):
+    for word in ("mixer", "adamww", "adamw", "flesh", "train.eval_every"):
         assert word in text
 
 

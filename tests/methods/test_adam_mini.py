@@ -38,20 +38,12 @@ def block_numbers(kind: str, name: str, shape: torch.Size) -> Tensor:
     if len(shape) == 1:
         return torch.zeros(shape, dtype=torch.long)
     if kind == "gpt2" and leaf in ("c_attn", "c_proj", "c_fc"):  # Conv1D: a column is a neuron
-        columns = torch.arange(shape[1]).expand(shape)
-        return heads_then_neurons(columns, 2 * 64) if leaf == "c_attn" else columns
-    if leaf == "qkv_proj":
-        return heads_then_neurons(rows, 64 + 32)
+        return torch.arange(shape[1]).expand(shape)
     if leaf in ("q_proj", "k_proj"):
         return rows // HEAD
     if len(shape) == 3:  # (experts, out, in)
         return (torch.arange(shape[0])[:, None] * shape[1] + torch.arange(shape[1]))[:, :, None].expand(shape)
     return rows
-
-
-def heads_then_neurons(lines: Tensor, headed: int) -> Tensor:
-    """Heads for the first `headed` lines, which are queries and keys, then one block a line for the values."""
-    return torch.where(lines < headed, lines // HEAD, headed // HEAD + lines - headed)
 
 
 def paper_rule(kind: str) -> drawn.Rule:
@@ -85,11 +77,15 @@ def test_steps_follow_the_paper(kind: str, load: Load, weight_decay: float) -> N
     assert drawn.difference(got, expected, start) < 1e-12
 
 
-def test_steps_are_those_of_its_authors(load: Load) -> None:
-    """On a Llama whose heads are as wide as hidden size / heads, which is what their code assumes."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_are_those_of_its_authors(fused: bool, load: Load) -> None:
+    """Where heads are as wide as hidden size / heads, which is what their code assumes.
+
+    A fused `qkv_proj` is taken by neuron there too, because `v_proj` is a part of the name.
+    """
     library = pytest.importorskip("adam_mini")
-    ours, profile = load("llama")
-    theirs, _ = load("llama")
+    ours, profile = load("phi3" if fused else "llama")
+    theirs, _ = load("phi3" if fused else "llama")
     config = AdamMiniConfig(lr=0.01, betas=(0.9, 0.98), eps=1e-7, weight_decay=0.1, **drawn.SCHEDULE)
     start = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
     optimizer, _ = adam_mini.build(ours, config, profile)
@@ -100,6 +96,26 @@ def test_steps_are_those_of_its_authors(load: Load) -> None:
     got = drawn.stepped(ours, optimizer, config, drawn.trained(ours))
     expected = drawn.stepped(theirs, reference, config, drawn.trained(theirs))
     assert drawn.difference(got, expected, start) < 1e-5
+
+
+def test_heads_that_are_interleaved_share_no_block() -> None:
+    """GPT-NeoX keeps q, k and v of one head after the other: blocks for [all q | all k | all v] would mix them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 50}
+    config = AutoConfig.for_model("gpt_neox", **sizes, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    model = AutoModelForCausalLM.from_config(config)
+    profile = detect(config)
+    assert profile.has("attn.qkv")
+    optimizer, _ = adam_mini.build(model, AdamMiniConfig(lr=0.01, betas=(0.0, 0.0), schedule="constant", warmup=0), profile)
+    weight = model.gpt_neox.layers[0].attention.query_key_value.weight
+    of_values = torch.arange(3 * 64).reshape(4, 3, HEAD)[:, 2].flatten()  # as its forward splits them: (head, [q k v], 16)
+    before = weight.detach().clone()
+    weight.grad = torch.ones_like(weight)
+    weight.grad[of_values] = 100.0
+    optimizer.step()
+    # Without running means, blocks of one size of gradient each move by lr, whatever that size is.
+    assert torch.allclose(before - weight.detach(), torch.full_like(weight, 0.01), rtol=1e-4)
 
 
 def test_experts_that_lie_the_other_way(load: Load) -> None:

@@ -214,6 +214,16 @@ def test_roles_names_and_rank_choose(load: Load) -> None:
     assert {name.split(".")[-2] for name in wide} == {"q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+@pytest.mark.parametrize("role", ["embed", "head"])
+def test_a_tied_matrix_is_meant_by_either_name(role: str, load: Load) -> None:
+    """Of the two only `model.embed_tokens.weight` stands in named_parameters; a plan says yes to both."""
+    model, profile = load("gemma2")
+    config = ApolloConfig(rank=4, roles=(role,))
+    assert profile.tied_embeddings
+    assert apollo.supports(profile, HERE, config)
+    assert projected(model, profile, config) == {"model.embed_tokens.weight"}
+
+
 def test_layers_that_a_method_added_are_projected_too(load: Load) -> None:
     import copy
 
@@ -242,7 +252,16 @@ def test_what_is_refused(load: Load) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("options", [{"rank": RANK}, MINI, {"rank": 16, "roles": ("model.layers.1.*_proj", "attn")}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank": RANK},
+        MINI,
+        {"rank": 16, "roles": ("model.layers.1.*_proj", "attn")},
+        {"rank": RANK, "roles": ("head",)},
+        {"rank": RANK, "roles": ("embed",)},
+    ],
+)
 def test_state_bytes_are_as_predicted(kind: str, dtype: Any, options: dict[str, Any], load: Load) -> None:
     model, profile = load(kind)
     if "roles" in options and not any(target.name.startswith("model.layers") for target in every_target(profile)):

@@ -94,7 +94,7 @@ def test_only_while_training(wrapped: bool, kind: str, load: Load, ids: torch.Te
         assert (model(input_ids=ids).logits - plain).abs().max() > 1e-3
     undo()
     base = model.get_base_model() if wrapped else model
-    for module in (base.get_input_embeddings(), base.get_decoder()):
+    for module in (base.get_input_embeddings(), base.get_decoder(), model):
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
     torch.manual_seed(0)
@@ -113,6 +113,38 @@ def test_on_embeddings_that_an_adapter_trains(load: Load, ids: torch.Tensor) -> 
     plain = model(input_ids=ids).logits
     neftune.apply(model, profile, NeftuneConfig())
     assert (model(input_ids=ids).logits - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("tuning", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_hide_no_length(tuning: str, load: Load) -> None:
+    """PEFT looks prompt-tuned rows up before it calls the decoder, and adds virtual tokens to the mask that this gets."""
+    import peft
+
+    model, profile = load("llama")
+    options = getattr(peft, tuning)(task_type="CAUSAL_LM", num_virtual_tokens=7)
+    model = peft.get_peft_model(model, options).train()
+    ids = torch.randint(0, 250, (2, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    plain = embedded(model, input_ids=ids, attention_mask=mask)
+    undo = neftune.apply(model, profile, NeftuneConfig())
+    for _ in range(2):
+        noise = (embedded(model, input_ids=ids, attention_mask=mask) - plain).abs()
+        for row, length in ((0, 12), (1, 4)):
+            bound = 5.0 / math.sqrt(length * 64)
+            assert 0.97 * bound < float(noise[row].max()) <= bound * (1 + 1e-5)
+    # A batch without a mask has its own length, not that of the one before.
+    bare = (embedded(model, input_ids=ids[:, :6]) - torch.nn.functional.embedding(ids[:, :6], weight_of(model))).abs().max()
+    assert float(bare) == pytest.approx(5.0 / math.sqrt(6 * 64), rel=0.03)
+    undo()
+    assert torch.equal(embedded(model, input_ids=ids, attention_mask=mask), plain)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def weight_of(model: Any) -> torch.Tensor:
+    return model.get_input_embeddings().weight.detach()
 
 
 def test_a_length_does_not_outlive_its_batch(load: Load, ids: torch.Tensor) -> None:

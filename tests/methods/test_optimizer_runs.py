@@ -117,6 +117,7 @@ def test_badam_with_recomputed_activations_is_the_same(patches: list[str], confi
         ("badam", {"use": "lora", "rank": 4}, "badam"),
         ("lora_plus", "full", "lora_plus"),
         ("lora_fa", "full", "lora_fa"),
+        ("lora_fa", {"use": "dora", "rank": 4}, r"adapter\.magnitude .*adapter: dora: .* a magnitude scales each row"),
     ],
 )
 def test_what_does_not_go_together_is_refused(name: str, adapter: Any, says: str, configuration: Any) -> None:

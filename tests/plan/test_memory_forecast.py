@@ -11,6 +11,7 @@ from luthier.core.contracts import MemoryTerms
 from luthier.core.frozen import FrozenDict
 from luthier.core.memory import forecast
 from luthier.core.plan import Precision
+from luthier.core.profile import AttentionGroup
 
 FP32 = Precision(name="fp32", weights="float32", compute="float32", why="")
 BF16 = Precision(name="bf16", weights="bfloat16", compute="bfloat16", why="")
@@ -85,6 +86,46 @@ def test_a_share_that_scales_activations_leaves_the_logits_alone(profile: Any) -
     quarter = forecast(profile, [MemoryTerms(activation_scale=0.25)], FP32, batch_tokens=10).activations
     logits = 10 * 100 * 16
     assert quarter - logits == (whole - logits) / 4
+
+
+# Llama-2-7B: 8 H + 2 (heads + kv) x head_dim + 5 I numbers a token and layer, and 16 bytes for each logit in float32.
+LLAMA_7B = {
+    "layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+    "attention": (AttentionGroup(kind="mha", layers=tuple(range(32)), heads=32, kv_heads=32, head_dim=128),),
+}
+H, K = 4096, 8 * 4096 + 2 * (32 + 32) * 128 + 5 * 11008
+
+
+def numbers(profile: Any, *terms: MemoryTerms) -> float:
+    """Numbers per token that the decoder layers keep in float32."""
+    return forecast(profile, terms, FP32, batch_tokens=1).activations / 4 - 32000 * 4
+
+
+def test_the_recomputed_layer_is_there_in_full_however_few_layers_train(profiles: Callable[..., Any]) -> None:
+    model = profiles(**LLAMA_7B)
+    recompute = MemoryTerms(activation_scale=H / K, recomputed=K)
+    two_of_32 = MemoryTerms(activation_scale=2 / 32)
+    assert numbers(model) == 32 * K
+    assert numbers(model, two_of_32) == 2 * K
+    assert numbers(model, recompute) == 32 * H + K
+    assert numbers(model, two_of_32, recompute) == numbers(model, recompute, two_of_32) == 2 * H + K
+    # Inputs that wait elsewhere leave the one layer; where the backward pass reaches none, none is computed again.
+    assert numbers(model, two_of_32, MemoryTerms(activation_scale=0.0, recomputed=K)) == K
+    assert numbers(model, MemoryTerms(activation_scale=0.0), recompute) == 0
+
+
+def test_the_recomputed_layer_holds_its_casted_inputs(profiles: Callable[..., Any]) -> None:
+    """With bfloat16 weights, one of 32 layers' float32 copies, and the part of the others that its factor leaves."""
+    model, cast = profiles(**LLAMA_7B), MemoryTerms(cast_inputs=32 * 1000)
+    terms = [MemoryTerms(activation_scale=0.5, recomputed=K)]
+    more = (
+        forecast(model, [*terms, cast], BF16, batch_tokens=8).activations
+        - forecast(model, terms, BF16, batch_tokens=8).activations
+    )
+    assert more == 8 * 2 * 1000 * (16 + 1)
 
 
 def test_the_peak_is_the_sum_and_grows_with_the_batch(profile: Any) -> None:

@@ -149,7 +149,12 @@ def test_corda_takes_the_leading_directions_under_the_inputs_covariance(kit: Any
     assert ours < theirs < (rows @ weight.T).norm()
 
 
-def test_loftq_makes_the_quantised_model_more_like_the_original(tiny_folder: Any, kit: Any) -> None:
+@pytest.mark.parametrize("precision", ["4bit", "8bit"])
+@pytest.mark.parametrize(("kind", "small"), [("llama", {}), ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4})])
+def test_loftq_makes_the_quantised_model_more_like_the_original(
+    tiny_folder: Any, kit: Any, kind: str, small: dict[str, Any], precision: str
+) -> None:
+    """On GPT-2 too, whose weights lie the other way round in its files only; its attn.c_proj is square."""
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -157,12 +162,14 @@ def test_loftq_makes_the_quantised_model_more_like_the_original(tiny_folder: Any
     from luthier.plugins._peft.low_rank import base_weight
     from luthier.registry.detect import detect
 
-    folder = tiny_folder("llama")
+    folder = tiny_folder(kind, **small)
     original = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+    bits = BitsAndBytesConfig(**(four if precision == "4bit" else {"load_in_8bit": True}))
     quantised = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=bits)
     config = lora.LoraConfig(rank=8, alpha=4, init="loftq")
     model = lora.attach(quantised, detect(folder), config, kit.context)
+    shapes = set()
     for name, layer in model.named_modules():
         if hasattr(layer, "lora_A"):
             weight = weight_of(original, name.removeprefix("base_model.model."))
@@ -170,6 +177,11 @@ def test_loftq_makes_the_quantised_model_more_like_the_original(tiny_folder: Any
             left, values, right = torch.linalg.svd(error, full_matrices=False)
             product = layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
             assert torch.allclose(0.5 * product, left[:, :8] * values[:8] @ right[:8], atol=1e-5)
+            # What is left of the error, by the original: as little as any update of this rank leaves.
+            left_over = (error - 0.5 * product).norm() / error.norm()
+            assert torch.isclose(left_over, values[8:].norm() / values.norm(), rtol=1e-3)
+            shapes.add(tuple(weight.shape))
+    assert (64, 64) in shapes
     with model.disable_adapter():
         without = (kit.logits(model) - kit.logits(original)).norm()
     assert (kit.logits(model) - kit.logits(original)).norm() < 0.8 * without

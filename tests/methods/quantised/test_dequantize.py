@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from luthier.core.dequantize import dequantize_model, dequantized_weight, is_quantized_linear
-from luthier.core.errors import PlanRefused
+from luthier.core.errors import ModelError, PlanRefused
 from luthier.core.saving import quiet
 
 pytest.importorskip("bitsandbytes")
@@ -212,6 +213,17 @@ def test_fp8_is_read_as_plain_weights(precision: str, fp8: tuple[Path, dict[str,
         assert torch.allclose(
             parameter.float(), plain[name].to(dtype).float(), rtol=1e-6 if dtype is torch.float32 else 1e-2
         )
+
+
+def test_another_model_in_return_stops_the_run(
+    fp8: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers may answer `dequantize()` with a new model; the run would go on with the packed one."""
+    from luthier.plugins.dequantize import plain
+
+    monkeypatch.setattr(plain, "dequantize_model", lambda model, dtype: copy.deepcopy(dequantize_model(model, dtype)))
+    with pytest.raises(ModelError, match="another LlamaForCausalLM back for weights quantised by fp8"):
+        run(fp8[0], tmp_path / "run")
 
 
 def test_without_it_fp8_names_what_it_needs_and_this_way_out(fp8: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
