@@ -65,7 +65,7 @@ ROWS: Final = (
     Row("int8", patches=("int8",)),
     Row("adamw", **full("adamw", 5e-5)),
     Row("adamw_8bit", **full("adamw_8bit", 5e-5)),
-    Row("adafactor", **full("adafactor", 1e-3)),
+    Row("adafactor", **full("adafactor", 1e-4)),
     Row("lion", **full("lion", 1e-5)),
     Row("sgd", **full("sgd", 1e-2)),
     Row("muon", **full("muon", 3e-4)),

@@ -50,7 +50,7 @@ def forecast(
 
 
 def _kept_part(profile: ArchitectureProfile, shares: Sequence[MemoryTerms]) -> float:
-    """Of what all layers would keep, the part that is there at the highest moment: all factors, and a layer computed anew."""
+    """Of what all layers would keep, the part that is there at the highest moment: all factors, a layer computed anew."""
     scale = math.prod(share.activation_scale for share in shares)
     whole = layer_elements_per_token(profile) * profile.layers
     if not whole or any(share.activation_scale == 0 and not share.recomputed for share in shares):

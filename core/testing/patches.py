@@ -185,7 +185,7 @@ class ModelPatchContract(Contract):
             assert not wrong, f"in {dtype}, after an evaluation the gradient is another: {wrong}"
 
     def test_the_memory_is_plausible(self, case: Case) -> None:
-        """Activations above none and at most the model's own; storage of no more parameters than there are, if it claims any."""
+        """Activations above none and at most the model's own; storage of no more parameters than there are."""
         terms, profile = self.memory(case), self.profile(case)
         whole = layer_elements_per_token(profile) * profile.layers
         assert terms.recomputed >= 0, f"recomputed is {terms.recomputed}"

@@ -1,8 +1,8 @@
 """`lora_fa`: A stays as it was drawn; B takes the step nearest to the full gradient's (Zhang et al. 2023, arXiv:2308.03303).
 
 Ours, over torch's AdamW. PEFT's `create_lorafa_optimizer` takes the correction in bfloat16 whatever the weights are, pairs
-parameters by position, which modules trained whole upset, stops at a B without gradient, and decays vectors; tests/methods/test_lora_fa.py
-compares the two where it works.
+parameters by position, which modules trained whole upset, stops at a B without gradient, and decays vectors;
+tests/methods/test_lora_fa.py compares the two where it works.
 """
 
 from __future__ import annotations

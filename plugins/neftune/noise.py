@@ -35,7 +35,7 @@ def add_noise(model: nn.Module, alpha: float) -> Undo:
     lengths: list[Tensor] = []  # of the documents of the batch that the model is working on
 
     def read(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        # The outermost module is asked first, and its answer stands: inside, PEFT may have put virtual tokens before the text.
+        # The outermost module is asked first, and its answer stands: inside, PEFT may have put virtual tokens before it.
         if not lengths and (found := document_lengths(keywords)) is not None:
             lengths.append(found)
 

@@ -123,7 +123,7 @@ def test_the_chosen_layers_and_no_others(tiny_folder: Callable[..., Path]) -> No
 def kept_bytes(model: Any, ids: torch.Tensor) -> int:
     """Bytes that the forward pass of the decoder keeps for the backward pass, parameters not counted."""
     own = {parameter.data_ptr() for parameter in model.parameters()}
-    # What no gradient needs goes again with the layer, as the inputs of frozen ones do: only what the graph still holds counts.
+    # What no gradient needs goes again with the layer, as the inputs of frozen ones do: what the graph still holds counts.
     held: weakref.WeakSet[Kept] = weakref.WeakSet()
 
     def pack(tensor: torch.Tensor) -> Kept:
@@ -263,7 +263,7 @@ def test_offload_takes_inputs_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offload_of_nothing_stops_the_run() -> None:
-    """transformers' layer puts keywords into the function it checkpoints: where the input is one of them, no copy is made."""
+    """transformers' layer puts keywords into the function it checkpoints: if the input is one of them, no copy is made."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     class Layer(GradientCheckpointingLayer):
