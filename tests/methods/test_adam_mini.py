@@ -99,7 +99,7 @@ def test_steps_are_those_of_its_authors(fused: bool, load: Load) -> None:
 
 
 def test_values_that_are_interleaved_go_by_neuron() -> None:
-    """GPT-NeoX keeps q, k and v of one head after the other: blocks for [all q | all k | all v] would take values by head."""
+    """GPT-NeoX keeps q, k, v of one head after the other: blocks for [all q | all k | all v] would take values by head."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 50}
