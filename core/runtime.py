@@ -12,7 +12,7 @@ from luthier.core.calling import call
 from luthier.core.context import BuildContext
 from luthier.core.contracts import Adapter, AnyMethod, OptimizerMethod, Undo
 from luthier.core.extensions import RunEvent
-from luthier.core.frozen import FrozenDict, freeze
+from luthier.core.frozen import freeze
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,10 +82,9 @@ class Runtime:
 
     def method(self, step: Step) -> tuple[AnyMethod, Any]:
         """A step's method and its configuration object."""
-        from luthier.core.config.validate import parse_options
+        from luthier.core.trained import method_of
 
-        method = self.catalog.method(step.slot, step.method)
-        return method, parse_options(method.config, FrozenDict(step.config), where=step.slot)
+        return method_of(step, self.catalog)
 
     def save_model(self, folder: Path) -> None:
         """Write what was trained into `folder`: by the adapter's own `save`, or as PEFT and transformers lay it out."""
