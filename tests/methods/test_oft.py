@@ -203,6 +203,7 @@ def test_what_a_rotation_keeps_is_forecast(cayley: str, terms: int, share: bool,
     config = OftConfig(block_size=16, cayley=cayley, neumann_terms=terms, share_blocks=share)  # type: ignore[arg-type]
     held = {tensor.untyped_storage().data_ptr() for tensor in [*adapted.parameters(), *adapted.buffers()]}
     kept: dict[int, tuple[int, torch.Tensor]] = {}
+    given = []  # held as well: a freed address can be given out again, to a tensor that is kept
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -213,6 +214,7 @@ def test_what_a_rotation_keeps_is_forecast(cayley: str, terms: int, share: bool,
     index = 0
     for module in rotations(adapted).values():
         inputs = torch.randn(2, module.in_features, requires_grad=True)
+        given.append(inputs)
         held.add(inputs.untyped_storage().data_ptr())
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             module(inputs)
