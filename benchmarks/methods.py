@@ -36,6 +36,7 @@ class Row:
     optimizer: Any = field(default_factory=lambda: {"use": "adamw", "lr": 1e-3})
     patches: tuple[Any, ...] = ()
     attention: str = "auto"
+    stage: str = "sft"
     steps: int = SHORT
     name: str = ""
 
@@ -75,6 +76,7 @@ ROWS: Final = (
     Row("lora_plus", optimizer={"use": "lora_plus", "lr": 2e-4}),
     Row("lora_fa", optimizer={"use": "lora_fa", "lr": 1e-3}),
     Row("eager", attention="eager"),
+    Row("pt", stage="pt"),
     Row("checkpointing", patches=("checkpointing",)),
     Row("neftune", patches=("neftune",)),
     Row("rope_scaling", patches=({"use": "rope_scaling", "type": "yarn", "factor": 2.0},)),
@@ -92,12 +94,14 @@ def configuration(row: Row, folder: Path, *, still: bool = False) -> dict[str, A
     from luthier.demo.task import write_task
 
     train, held_out = write_task(folder)
+    if row.stage == "pt":
+        train, held_out = as_text(train), as_text(held_out)
     optimizer = {"use": "adamw", "lr": STILL} if still else row.optimizer | {"schedule": "constant", "warmup": 0}
     steps = 1 if still else row.steps
     return {
         "model": MODEL,
         "data": {"train": [{"path": str(train)}], "eval": [{"path": str(held_out), "rows": 24}], "max_length": 256},
-        "stage": "sft",
+        "stage": row.stage,
         "adapter": "lora" if still and row.adapter == "qlora" else row.adapter,
         "optimizer": optimizer,
         "patches": [] if row.adapter == "qlora" and not still else list(row.patches),
@@ -106,6 +110,15 @@ def configuration(row: Row, folder: Path, *, still: bool = False) -> dict[str, A
         "train": {"max_steps": steps, "batch_tokens": 256, "save_every": steps},
         "output": str(folder / ("still" if still else row.key)),
     }
+
+
+def as_text(path: Path) -> Path:
+    """The same rows as plain text, request and answer one after the other: every token is learned."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    texts = [{"text": "\n".join(turn["content"] for turn in row["messages"])} for row in rows]
+    target = path.with_name(f"{path.stem}-text.jsonl")
+    target.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
+    return target
 
 
 def measure(key: str, folder: Path) -> dict[str, Any]:

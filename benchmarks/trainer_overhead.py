@@ -49,6 +49,7 @@ def build(name: str) -> tuple[Any, Any, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from luthier.core.data import BatchSchedule, Examples
+    from luthier.core.data.store import Chunk, TokenStore
 
     hidden, intermediate, layers, heads, vocabulary, steps = MODELS[name]
     torch.manual_seed(0)
@@ -66,7 +67,9 @@ def build(name: str) -> tuple[Any, Any, Any]:
     random = np.random.RandomState(0)
     lengths = random.randint(16, 128, size=400)
     ids = random.randint(3, vocabulary, size=int(lengths.sum())).astype(np.int32)
-    rows = Examples(ids, random.rand(len(ids)) < 0.6, np.cumsum(lengths))
+    trained = (random.rand(len(ids)) < 0.6).tobytes()
+    chunk = Chunk.of(ids.tolist(), trained, lengths.tolist(), range(len(lengths)), [None] * len(lengths))
+    rows = Examples([TokenStore.in_memory([chunk])])
     schedule = BatchSchedule(rows.lengths, batch_tokens=BATCH_TOKENS, accumulation=ACCUMULATION, max_steps=steps)
     return LlamaForCausalLM(config), rows, schedule
 

@@ -28,7 +28,8 @@ class BuildContext:
     tokenizer           with every change that the patches of the run made to it
     original_tokenizer  as the model came with it; the same object where no patch changed anything
     batches             `batches(n)` yields up to n training batches {"input_ids", "attention_mask", "labels"}, each (B, T),
-                        on the run's device, in the order in which training will see them
+                        on the run's device, in the order in which training will see them (under `data.packing` the rows
+                        come padded all the same, and in another order)
     notice              tells the user something worth knowing; it becomes a line of the run's output
     precision           the number formats that the plan chose
     """

@@ -78,7 +78,8 @@ class Declaration:
     """What a method declares *in addition* to its static fields, for one model and one configuration.
 
     For example LoRA provides "reference.by_disabling" only with an initialisation that leaves the model as it was.
-    `reasons` says, for a trait in `conflicts` or `requires`, why: which option minds it, and what to write instead.
+    `reasons` says, for a trait in `conflicts` or `requires`, why: which option minds it, and what to write instead; for one
+    that another would have it provide, why it does not here.
     """
 
     provides: frozenset[Trait] = frozenset()
@@ -135,6 +136,8 @@ class MemoryTerms:
     activation_scale    factor on the activations that the decoder layers keep for the backward pass
     recomputed          numbers per token that one layer holds again while the backward pass computes it anew, added once to
                         the product of all factors: it is there in full, however few layers keep anything
+    pair_bytes          bytes that attention keeps for the backward pass for each pair of positions of a packed sequence, all
+                        layers together, given the bytes of a number in the format it computes in: masks, scores
     constant            bytes that depend on none of these
     """
 
@@ -153,6 +156,7 @@ class MemoryTerms:
     cast_inputs: int = 0
     activation_scale: float = 1.0
     recomputed: int = 0
+    pair_bytes: Callable[[int], float] | None = None
     constant: int = 0
 
 

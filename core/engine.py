@@ -9,29 +9,32 @@ save, report, undo
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from luthier.core.calling import call
 from luthier.core.catalog import Catalog
 from luthier.core.config import parse_config
 from luthier.core.contracts import Adapter, AttentionKernel, ModelPatch, Phase, TrainingStage
-from luthier.core.data import prepare
+from luthier.core.data import PreparedData, prepare
+from luthier.core.data.stream_open import open_stream, prepare_beside
+from luthier.core.data.templates import stop_at_end_of_turn
 from luthier.core.environment import Environment
-from luthier.core.errors import LuthierError, OutOfMemoryError
+from luthier.core.errors import Interrupted, LuthierError, OutOfMemoryError
 from luthier.core.events import Broadcast
 from luthier.core.extensions import RunEvent
 from luthier.core.frozen import thaw
-from luthier.core.loading import load_model, load_tokenizer
+from luthier.core.loading import load_model
 from luthier.core.meter import MemoryMeter, ran_out_of_memory
 from luthier.core.output import OutputFolder
 from luthier.core.plan import Plan
 from luthier.core.quantized import count_parameters
 from luthier.core.results import assert_same_run, collect_results, write_description, write_report
 from luthier.core.runtime import Runtime
+from luthier.core.trained import new_tokenizer
 
 
 def execute(
@@ -87,6 +90,8 @@ def execute(
             raise lack from error
         finally:
             runtime.meter.stop()
+            if runtime.stream is not None:
+                runtime.stream.close()
             _undo(runtime)
         runtime.emit("finish", **results)
         return results
@@ -95,17 +100,25 @@ def execute(
 def _prepare(runtime: Runtime) -> None:
     """Tokenizer and data come first: what is wrong with them is known before the weights are loaded."""
     runtime.emit("phase", "reading and tokenising the data", name="data")
-    runtime.tokenizer = runtime.original_tokenizer = load_tokenizer(runtime.plan.model, runtime.notice)
-    edits = [(patch.edit_tokenizer, options) for patch, options in _patches(runtime) if patch.edit_tokenizer is not None]
-    if edits:
-        runtime.original_tokenizer = copy.deepcopy(runtime.tokenizer)
-    for edit, options in edits:
-        call(edit, runtime.tokenizer, runtime.plan.profile, options, notice=runtime.notice)
+    made = new_tokenizer(runtime.plan, runtime.catalog, runtime.notice)
+    runtime.tokenizer, runtime.original_tokenizer = made.edited, made.original
     stage, _ = runtime.method(runtime.plan.step("stage"))
     assert isinstance(stage, TrainingStage)
-    runtime.data = prepare(runtime.config, runtime.catalog.formats, runtime.tokenizer, kind=stage.data_kind)
-    for warning in (*runtime.plan.warnings, *runtime.data.report.warnings):
+    what = (runtime.config, runtime.catalog.formats, runtime.tokenizer)
+    progress = partial(_rows_done, runtime)
+    if runtime.config.data.streaming:
+        runtime.stream = open_stream(*what, kind=stage.data_kind, notice=runtime.notice)
+        runtime.data = prepare_beside(runtime.stream, *what, kind=stage.data_kind, notice=runtime.notice, progress=progress)
+    else:
+        runtime.data = prepare(*what, kind=stage.data_kind, notice=runtime.notice, progress=progress)
+    for warning in (*runtime.plan.warnings, *made.warnings, *runtime.data.report.warnings):
         runtime.emit("warning", warning)
+
+
+def _rows_done(runtime: Runtime, source: str, done: int, total: int | None) -> None:
+    if runtime.stop.is_set():
+        raise Interrupted("stopped while the data was tokenised; nothing was trained", fix="give the same command again")
+    runtime.emit("phase", name="data", source=source, rows=done, of=total)
 
 
 def _build(runtime: Runtime) -> None:
@@ -122,6 +135,10 @@ def _build(runtime: Runtime) -> None:
     if kernel.register is not None:
         kernel.register()
     runtime.model = load_model(plan, runtime.notice)
+    assert runtime.tokenizer is not None
+    stop = stop_at_end_of_turn(runtime.model, runtime.tokenizer)
+    if stop is not None:
+        runtime.notice(f"{stop} ends an answer of the chat template: generation_config.json names it as an end token too")
     _patch(runtime, "loaded")
     adapter, options = runtime.method(plan.step("adapter"))
     assert isinstance(adapter, Adapter)
@@ -154,8 +171,15 @@ def _patch(runtime: Runtime, phase: Phase) -> None:
 def _train(runtime: Runtime) -> Mapping[str, float]:
     stage, options = runtime.method(runtime.plan.step("stage"))
     assert isinstance(stage, TrainingStage)
+    assert runtime.data is not None
     runtime.emit("phase", f"stage: {stage.name}", name="train")
-    return stage.run(runtime, options)
+    metrics = stage.run(runtime, options)
+    if runtime.stream is not None:
+        # Only now is it known what became of its rows.
+        runtime.data = PreparedData(runtime.data.train, runtime.data.eval, runtime.stream.report())
+        for warning in runtime.data.report.warnings:
+            runtime.emit("warning", warning)
+    return metrics
 
 
 def _save(runtime: Runtime, results: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from luthier.core.contracts import DataKind
 from luthier.core.frozen import FrozenDict
+from luthier.core.options import NoOptions
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -19,19 +21,32 @@ class RowError(ValueError):
         self.column = column
         super().__init__(message)
 
+    @property
+    def reason(self) -> str:
+        """Column and message without what belongs to this row alone, for counting rows by what is wrong with them."""
+        column = re.sub(r"\[\d+\]", "[]", self.column)
+        message = re.sub(r"'[^']*'|\"[^\"]*\"", "...", str(self).split(";")[0])
+        return f"{column} {message}".strip()
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataFormat:
     """A way in which rows say what to learn from.
 
     `detect(row)` tells from the columns whether a row has this format; among several that do, the highest `priority` wins.
-    `convert(row)` returns the canonical form of its kind, or raises `RowError`:
+    `convert(row)` returns the canonical form of its kind, or raises `RowError`; a `convert` with a parameter `options` gets
+    the format's `config`, as the source gives it (`format: {use: sharegpt, role_tag: role}`).
 
-        conversation   {"messages": [{"role": "system|user|assistant|tool", "content": str}, ...]}
+        conversation   {"messages": [...], "completion": [...]?, "tools": [...]?}
         text           {"text": str}
-        preference     {"messages": [...prompt...], "chosen": [...], "rejected": [...]}
-        unpaired       {"messages": [...prompt...], "completion": [...], "label": bool}
-        prompt         {"messages": [...]}
+        preference     {"messages": [...prompt...], "chosen": [...], "rejected": [...], "tools": [...]?, "margin": float?}
+        unpaired       {"messages": [...prompt...], "completion": [...], "label": bool, "tools": [...]?}
+        prompt         {"messages": [...], "tools": [...]?, "reference": anything?}
+
+    A message is {"role": "system|user|assistant|tool", "content": str}, and may have `tool_calls` (a list of {"type":
+    "function", "function": {"name": str, "arguments": {...}}}), `reasoning_content`, `name`, `tool_call_id`, and `train:
+    false` for an answer that is not to be learned. `tools` are JSON schemas, as `apply_chat_template` takes them. A
+    `completion` is what follows the messages of a given prompt, whose answers `data.train_on: completion` does not learn.
     """
 
     name: str
@@ -39,7 +54,8 @@ class DataFormat:
     kind: DataKind
     columns: str
     detect: Callable[[Row], bool]
-    convert: Callable[[Row], Row]
+    convert: Callable[..., Row]
+    config: type[Any] = NoOptions
     priority: int = 0
 
 
@@ -72,7 +88,7 @@ class ArchitectureFamily:
     decoder: str = ""
 
 
-BUILT_IN_VERBS: Final = ("demo", "plan", "train", "merge", "methods", "explain", "profile", "doctor")
+BUILT_IN_VERBS: Final = ("demo", "plan", "train", "merge", "methods", "explain", "profile", "data", "doctor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +111,8 @@ class RunEvent:
     """Something that happened in a run. `values` is JSON-shaped, so that it can cross to another process.
 
     start        steps, epochs, tokens, rows, resumed_from
-    phase        name ("load", "attach", "train", "save", ...)
+    phase        name ("data", "load", "attach", "train", "save", ...); while data is tokenised, again and again without a
+                 message: source, rows (done), of (how many, or null)
     step         step, steps, loss, lr, grad_norm, epoch, tokens_per_second, trained_tokens_per_second, memory, remaining
     evaluate     step, loss
     checkpoint   step, folder

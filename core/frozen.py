@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -35,6 +37,14 @@ class FrozenDict(Mapping[K, V]):
 
     def __repr__(self) -> str:
         return f"FrozenDict({self._items!r})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """For option dataclasses: validated as the dict of the same types, then frozen all the way down."""
+        from pydantic_core import core_schema
+
+        of = typing.get_args(source) or (str, Any)
+        return core_schema.no_info_after_validator_function(freeze, handler.generate_schema(types.GenericAlias(dict, of)))
 
 
 def freeze(value: Any) -> Any:

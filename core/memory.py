@@ -18,9 +18,17 @@ DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def forecast(
-    profile: ArchitectureProfile, terms: Iterable[MemoryTerms], precision: Precision, batch_tokens: int
+    profile: ArchitectureProfile,
+    terms: Iterable[MemoryTerms],
+    precision: Precision,
+    batch_tokens: int,
+    *,
+    packed: bool = False,
 ) -> MemoryForecast:
-    """Predicted bytes for micro-batches of `batch_tokens` tokens, from every method's share."""
+    """Predicted bytes for micro-batches of `batch_tokens` tokens, from every method's share.
+
+    `packed` batches are one sequence: what attention keeps for pairs of positions then grows with the square of its length.
+    """
     shares = list(terms)
     width = DTYPE_BYTES[precision.weights]
     stored = [share for share in shares if share.weight_bytes is not None]
@@ -32,9 +40,12 @@ def forecast(
         moved = min([share.trainable, *(by.moved_at_once(share) for by in shares if by.moved_at_once is not None)])
         gradients += _gradients(share, moved, per_parameter, shares)
         optimizer += sum(_optimizer_state(share, moved, per_parameter, moved_by) for moved_by in shares)
-    layers = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
+    layers: float = layer_elements_per_token(profile) * DTYPE_BYTES[precision.compute] * profile.layers
     # A float32 copy in place of the one that `layer_elements_per_token` counts.
     layers += sum(share.cast_inputs for share in shares) * (DTYPE_BYTES["float32"] - width)
+    if packed:
+        pairs = (share.pair_bytes for share in shares if share.pair_bytes is not None)
+        layers += sum(each(DTYPE_BYTES[precision.compute]) for each in pairs) * batch_tokens
     kept = layers * _kept_part(profile, shares) + logits_bytes_per_token(profile, precision)
     activations = kept * batch_tokens
     if precision.autocast and not stored:

@@ -18,6 +18,8 @@ from luthier.core.serial import from_plain, to_plain
 PLAN_VERSION: Final = 1
 # Keys of `train` that decide what is reported and kept, and no weight: a run is resumed with others as well.
 REPORTING: Final = frozenset({"log_every", "eval_every", "save_every", "keep_checkpoints"})
+# Keys of `data` that decide how fast the same tokens are made.
+SPEED: Final = frozenset({"workers"})
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -92,6 +94,27 @@ class SourceSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataLook:
+    """What became of the first rows of each training source: rows + the sum of `added` == kept + the sum of `dropped`.
+
+    `whole` says that these were all of them. `tokens` are those of the kept rows, `trained_tokens` those that are learned.
+    """
+
+    rows: int
+    whole: bool
+    kept: int
+    dropped: FrozenDict[str, int]
+    cut: FrozenDict[str, int]
+    added: FrozenDict[str, int]
+    notes: FrozenDict[str, int]
+    tokens: int
+    trained_tokens: int
+    labels_from: str
+    template: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything `execute()` needs, and everything a reader wants to know before it runs."""
 
@@ -101,6 +124,7 @@ class Plan:
     precision: Precision
     config: FrozenDict[str, Any]
     data: tuple[SourceSummary, ...] = ()
+    data_look: DataLook | None = None
     device: str = "cpu"
     traits: tuple[str, ...] = ()
     load_options: FrozenDict[str, Any] = field(default_factory=FrozenDict)
@@ -161,4 +185,6 @@ class Plan:
         config: dict[str, Any] = {key: value for key, value in thaw(self.config).items() if key != "output"}
         if "train" in config:
             config["train"] = {key: value for key, value in config["train"].items() if key not in REPORTING}
+        if "data" in config:
+            config["data"] = {key: value for key, value in config["data"].items() if key not in SPEED}
         return config

@@ -27,6 +27,8 @@ RESULTS: Final = {
     "parameters": "parameters",
 }
 
+COUNTED: Final = {"dropped": "left out", "cut": "cut", "added": "added", "notes": "with a remark"}
+
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and up to `window` - 1 before it."""
@@ -160,12 +162,16 @@ def _data(plan: Plan, report: Mapping[str, Any]) -> str:
         rows.append(f"| `{_cell(source.path)}` | {source.role} | {source.format} | {count} |")
     text = "\n".join(rows)
     facts = [
-        f"{key.replace('_', ' ')}: {_number(value)}" for key, value in report.items() if isinstance(value, int | float | str)
+        f"{key.replace('_', ' ')}: {_number(value)}"
+        for key, value in report.items()
+        if isinstance(value, int | float | str) and value != ""
     ]
-    dropped = [f"{reason}: {count:,}" for reason, count in dict(report.get("dropped") or {}).items()]
     if facts:
         text += "\n\n" + "; ".join(facts) + "."
-    return text + (f"\n\nRows left out: {'; '.join(dropped)}." if dropped else "")
+    for key, words in COUNTED.items():
+        counts = [f"{reason}: {count:,}" for reason, count in dict(report.get(key) or {}).items()]
+        text += f"\n\nRows {words}: {'; '.join(counts)}." if counts else ""
+    return text
 
 
 def _results(plan: Plan, results: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from luthier.core.catalog import Catalog
     from luthier.core.config import RunConfig
     from luthier.core.data import PreparedData
+    from luthier.core.data.stream import StreamSchedule
     from luthier.core.meter import MemoryMeter
     from luthier.core.output import OutputFolder
     from luthier.core.plan import Plan, Step
@@ -32,7 +33,8 @@ class Runtime:
 
     `stop` is set when the user asked for the run to end (Ctrl-C): the stage saves a checkpoint at the next step and
     raises `Interrupted`. `resume_from` is the checkpoint folder to continue, or None. `trained_parameters` are those that
-    the optimizer holds, known once it is built: one that goes block by block freezes the others meanwhile.
+    the optimizer holds, known once it is built: one that goes block by block freezes the others meanwhile. `stream` has the
+    rows to train on where they are streamed; then `data.train` is empty.
     """
 
     plan: Plan
@@ -47,6 +49,7 @@ class Runtime:
     tokenizer: PreTrainedTokenizerBase | None = None
     original_tokenizer: PreTrainedTokenizerBase | None = None
     data: PreparedData | None = None
+    stream: StreamSchedule | None = None
     trained_parameters: int | None = None
     undo: list[Undo] = field(default_factory=list)
 
@@ -69,15 +72,20 @@ class Runtime:
         )
 
     def first_batches(self, count: int) -> Iterator[dict[str, Tensor]]:
-        """Up to `count` training batches in the order in which training will see them, on the run's device."""
+        """Up to `count` padded training batches, on the run's device.
+
+        In the order in which training will see them; under `data.packing` in that of a run that pads, so that whoever asks
+        always gets rows of their own with a mask. Of a stream, those of its first window.
+        """
         from luthier.core.data import BatchSchedule, collate
 
         assert self.data is not None
         assert self.tokenizer is not None
         train = self.config.train
-        schedule = BatchSchedule(self.data.train.lengths, batch_tokens=train.batch_tokens, seed=train.seed, max_steps=count)
+        examples = self.data.train if self.stream is None else self.stream.first.examples
+        schedule = BatchSchedule(examples.lengths, batch_tokens=train.batch_tokens, seed=train.seed, max_steps=count)
         for rows in schedule:
-            batch = collate([self.data.train[row] for row in rows], pad_token_id=self.tokenizer.pad_token_id)
+            batch = collate([examples[row] for row in rows], pad_token_id=self.tokenizer.pad_token_id)
             yield {name: values.to(self.plan.device) for name, values in batch.items()}
 
     def method(self, step: Step) -> tuple[AnyMethod, Any]:

@@ -24,6 +24,8 @@ def hints_of(cls: type) -> dict[str, Any]:
 def to_plain(value: Any) -> Any:
     """Dicts, lists, strings, numbers, booleans and None; sets become sorted lists, paths text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "as_written"):
+            return value.as_written()
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}

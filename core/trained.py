@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.calling import call
 from luthier.core.catalog import Catalog
+from luthier.core.config import parse_config
+from luthier.core.config.schema import AUTO
 from luthier.core.config.validate import parse_options
 from luthier.core.context import BuildContext
 from luthier.core.contracts import Adapter, ModelPatch
+from luthier.core.data.templates import apply_template, choose_template, stop_at_end_of_turn
 from luthier.core.errors import ModelError
-from luthier.core.frozen import FrozenDict
+from luthier.core.frozen import FrozenDict, thaw
 from luthier.core.loading import load_model, load_tokenizer
 from luthier.core.output import CHECKPOINT
 from luthier.core.plan import Plan, Precision, Step
@@ -36,17 +40,40 @@ def read_run(folder: Path) -> Plan:
     raise ModelError("this is no folder of a run: it has no plan.json", where=str(folder), fix="give a run's output folder")
 
 
-def run_tokenizer(plan: Plan, folder: Path, catalog: Catalog) -> PreTrainedTokenizerBase:
-    """The tokenizer that the run saved; for a checkpoint of an unfinished run, the model's own with the patches' changes."""
-    for place in (folder, folder.parent):
-        if (place / "tokenizer_config.json").is_file() and (place / "plan.json").is_file():
-            return load_tokenizer(dataclasses.replace(plan.model, path=str(place), gguf_file=None, revision=None))
-    tokenizer = load_tokenizer(plan.model)
+@dataclasses.dataclass(frozen=True)
+class RunTokenizer:
+    """A run's tokenizer: `edited` with what patches and `data.template` changed, `original` as the model came with it.
+
+    They are one object where no patch changed anything. `warnings` are about the chat template.
+    """
+
+    edited: PreTrainedTokenizerBase
+    original: PreTrainedTokenizerBase
+    warnings: tuple[str, ...] = ()
+
+
+def new_tokenizer(plan: Plan, catalog: Catalog, notice: Callable[[str], None] = lambda text: None) -> RunTokenizer:
+    """The tokenizer that a run of this plan begins with. Raises ModelError, and DataError for `data.template`."""
+    tokenizer = original = load_tokenizer(plan.model, notice)
     for step in plan.steps_in("patches"):
         patch, options = method_of(step, catalog)
         if patch.edit_tokenizer is not None:
-            call(patch.edit_tokenizer, tokenizer, plan.profile, options, notice=lambda text: None)
-    return tokenizer
+            if original is tokenizer:
+                original = copy.deepcopy(tokenizer)
+            call(patch.edit_tokenizer, tokenizer, plan.profile, options, notice=notice)
+    choice = parse_config(thaw(plan.config)).data.template
+    # A model without a template of its own may learn from plain text; whoever writes conversations with it is refused.
+    if choice == AUTO and not tokenizer.chat_template:
+        return RunTokenizer(tokenizer, original)
+    return RunTokenizer(tokenizer, original, apply_template(tokenizer, choose_template(tokenizer, choice)))
+
+
+def run_tokenizer(plan: Plan, folder: Path, catalog: Catalog) -> PreTrainedTokenizerBase:
+    """The tokenizer that the run or the checkpoint saved; where neither did, the one that the run began with."""
+    for place, owner in ((folder, folder), (folder, folder.parent), (folder.parent, folder.parent)):
+        if (place / "tokenizer_config.json").is_file() and (owner / "plan.json").is_file():
+            return load_tokenizer(dataclasses.replace(plan.model, path=str(place), gguf_file=None, revision=None))
+    return new_tokenizer(plan, catalog).edited
 
 
 def trained_model(
@@ -72,7 +99,9 @@ def trained_model(
         options = FrozenDict({key: value for key, value in plain.load_options.items() if key != "quantization_config"})
         profile = dataclasses.replace(plain.profile, quantization=None, prequantized=None)
         whole = dataclasses.replace(plan.model, path=str(folder), gguf_file=None, revision=None)
-        return load_model(dataclasses.replace(plain, model=whole, load_options=options, profile=profile)).eval()
+        saved = load_model(dataclasses.replace(plain, model=whole, load_options=options, profile=profile))
+        stop_at_end_of_turn(saved, tokenizer)
+        return saved.eval()
     needed = [
         method_of(step, catalog)
         for step in plan.steps_in("patches")
@@ -84,6 +113,7 @@ def trained_model(
         if patch.phase == "load":
             call(patch.apply, None, plan.profile, options, context=context)
     model = load_model(plain)
+    stop_at_end_of_turn(model, tokenizer)
     for patch, options in needed:
         if patch.phase == "loaded":
             call(patch.apply, model, plan.profile, options, context=context)

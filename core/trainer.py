@@ -11,14 +11,12 @@ so that the split into micro-batches does not change the gradient
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,6 +29,7 @@ from luthier.core.output import CHECKPOINT_STATE, checkpoint_step
 from luthier.core.progress import StepWatch, supervised_tokens
 from luthier.core.saving import load_trained
 from luthier.core.schedule import OptimizerOptions, build_schedule
+from luthier.core.trainer_data import Schedule, go_on_after, place_after, schedule_fingerprint, train_loader
 from luthier.core.trainer_events import RunCallback
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def training_options(runtime: Runtime, *, steps: int) -> dict[str, Any]:
         "remove_unused_columns": False,
         "dataloader_pin_memory": runtime.plan.device != "cpu",
         "average_tokens_across_devices": False,
+        # A stream goes on by itself: reading once more what has trained would take as long as the first time.
+        "ignore_data_skip": runtime.config.data.streaming,
     }
 
 
@@ -71,17 +72,6 @@ def training_arguments(runtime: Runtime, *, steps: int, **extra: Any) -> Trainin
         # One process trains on one device: DataParallel would split each batch over all visible GPUs.
         arguments._n_gpu = 1
     return arguments
-
-
-def schedule_fingerprint(schedule: BatchSchedule, rows: Any) -> str:
-    """Sixteen hex digits over the rows' tokens and their order: a run resumes only into the same batches."""
-    digest = hashlib.sha256()
-    for part in ("ids", "trained", "ends"):
-        if hasattr(rows, part):
-            digest.update(np.ascontiguousarray(getattr(rows, part)).tobytes())
-    for batch in schedule:
-        digest.update(np.asarray([len(batch), *batch], dtype=np.int64).tobytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -124,7 +114,7 @@ class RunTrainerMixin:
     """
 
     runtime: Runtime
-    schedule: BatchSchedule
+    schedule: Schedule
     model: Any
     args: TrainingArguments
     state: Any
@@ -135,7 +125,7 @@ class RunTrainerMixin:
     train_dataset: Any
     eval_dataset: Any
 
-    def __init__(self, *args: Any, runtime: Runtime, schedule: BatchSchedule, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, runtime: Runtime, schedule: Schedule, **kwargs: Any) -> None:
         self.runtime, self.schedule = runtime, schedule
         self.watch = StepWatch()
         self.after_step: tuple[Any, ...] = ()
@@ -228,14 +218,9 @@ class RunTrainerMixin:
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches in the order of the schedule; their own generator, so that fetching draws none of the model's numbers."""
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self.schedule,
-            collate_fn=self.data_collator,  # type: ignore[attr-defined]
-            pin_memory=self.args.dataloader_pin_memory,
-            generator=torch.Generator(),
-        )
+        """Batches in the order of the schedule."""
+        collate, pin_memory = self.data_collator, self.args.dataloader_pin_memory  # type: ignore[attr-defined]
+        return train_loader(self.schedule, self.train_dataset, collate, pin_memory=pin_memory)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -261,7 +246,10 @@ class RunTrainerMixin:
         output, step = self.runtime.output, int(self.state.global_step)
         with output.atomic_folder(f"checkpoint-{step}") as folder, cache_setting(self.model, self._use_cache):
             self.runtime.save_model(folder)
-            progress = {"step": step, "schedule": self._fingerprint, "totals": self.watch.state()}
+            if self.runtime.tokenizer is not None:
+                self.runtime.tokenizer.save_pretrained(str(folder))
+            place = place_after(self.schedule, step)
+            progress = {"step": step, "schedule": self._fingerprint, "totals": self.watch.state(), **place}
             save_state(folder, optimizer=self.optimizer, scheduler=self.lr_scheduler, rng=capture_rng(), progress=progress)
             self.state.save_to_json(str(folder / CHECKPOINT_STATE))
         output.prune(self.runtime.config.train.keep_checkpoints)
@@ -281,6 +269,7 @@ class RunTrainerMixin:
         loaded = load_trained(self.model, folder, adapter, trainable=True)
         self.model = self.model_wrapped = self.runtime.model = loaded
         self.watch.restore(progress["totals"])
+        go_on_after(self.schedule, progress)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -313,7 +302,7 @@ class RunTrainer(RunTrainerMixin, Trainer):
         self,
         *,
         runtime: Runtime,
-        schedule: BatchSchedule,
+        schedule: Schedule,
         data_collator: Any,
         eval_schedule: BatchSchedule | None = None,
         args: TrainingArguments | None = None,

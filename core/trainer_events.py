@@ -26,6 +26,9 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         train, step = self.runtime.config.train, state.global_step
+        if args.ignore_data_skip:
+            # Trainer counts from where it resumed, because it did not skip what had trained.
+            state.epoch = step / state.max_steps
         last = step >= state.max_steps
         stop = self.runtime.stop.is_set() and not last
         if self.trainer.eval_dataset is not None:

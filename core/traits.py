@@ -38,6 +38,9 @@ TRAITS: Final[dict[Trait, str]] = {
     "optimizer.low_rank_state": "the optimizer keeps its state in a projected, smaller space",
     # attention and batches
     "attention.packed": "the attention keeps the documents of a packed batch apart",
+    "batches.packed": "several rows stand in one sequence, without padding and mask, told apart by their positions",
+    "stage.packs": "the stage can learn from packed batches",
+    "stage.streams": "the stage can learn from rows that are read while it trains",
     "activations.recomputed": "activations of some layers are recomputed in the backward pass",
     # the model, from its profile
     "model.prequantized": "the checkpoint arrives quantised",

@@ -12,15 +12,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_config", "merge", "plan", "train"]
+__all__ = ["__version__", "inspect_data", "load_config", "merge", "plan", "train"]
 
 if TYPE_CHECKING:
-    from luthier.api import load_config, merge, plan, train
+    from luthier.api import inspect_data, load_config, merge, plan, train
 
 
 def __getattr__(name: str) -> Any:
     """`luthier.plan` and the rest are imported when they are first used, so that `luthier --help` stays quick."""
-    if name in ("load_config", "merge", "plan", "train"):
+    if name in __all__:
         from luthier import api
 
         return getattr(api, name)

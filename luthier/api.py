@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.catalog import Catalog
-from luthier.core.config import ModelConfig, RunConfig, SourceConfig
+from luthier.core.config import ModelConfig, RunConfig, SourceConfig, parse_config
 from luthier.core.config import load_config as read_config
-from luthier.core.config.schema import AUTO
+from luthier.core.config.schema import AUTO, DataConfig
 from luthier.core.environment import Environment
-from luthier.core.errors import DataError, PlanRefused, Problem
+from luthier.core.errors import DataError, ModelError, PlanRefused, Problem
 from luthier.core.extensions import RunEvent
+from luthier.core.frozen import thaw
 from luthier.core.plan import ModelReference, Plan, SourceSummary
 from luthier.core.profile import ArchitectureProfile
 
 if TYPE_CHECKING:
+    from luthier.core.data.inspect import Inspection
     from luthier.core.merging import MergeReport
 
 Observer = Callable[[RunEvent], None]
@@ -28,28 +30,35 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """Read a YAML file or a mapping, with `key=value` overrides on top; data paths become absolute.
 
     A relative data path is looked for in the current folder first, then beside the configuration file. Raises ConfigError
-    or PlanRefused with every problem.
+    or PlanRefused with every problem, and DataError for a `dataset:` entry that is missing or cannot be used.
     """
+    from luthier.core.data.templates import place_template
+
     config = read_config(source, overrides)
     base = None if isinstance(source, Mapping) else Path(source).resolve().parent
-
-    data = dataclasses.replace(config.data, train=_placed(config.data.train, base))
-    if isinstance(data.eval, tuple):
-        data = dataclasses.replace(data, eval=_placed(data.eval, base))
-    return dataclasses.replace(config, data=data)
+    data = dataclasses.replace(config.data, template=place_template(config.data.template, base))
+    return dataclasses.replace(config, data=_placed(data, base))
 
 
-def _placed(sources: tuple[SourceConfig, ...], base: Path | None) -> tuple[SourceConfig, ...]:
-    """The sources with absolute paths; one that is not there keeps its path, for the survey to complain about."""
-    from luthier.core.data.sources import locate
+def _placed(data: DataConfig, base: Path | None) -> DataConfig:
+    """The data with absolute paths, and without entries to look up: a run's config.yaml stands alone.
 
-    placed = []
-    for source in sources:
-        try:
-            placed.append(dataclasses.replace(source, path=str(locate(source.path, base).resolve())))
-        except DataError:
-            placed.append(source)
-    return tuple(placed)
+    A path that is not there stays as it is, for the survey to complain about; URLs are no paths.
+    """
+    from luthier.core.data.sources import place, resolve_sources
+
+    def placed(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        return tuple(
+            dataclasses.replace(source, path=place(source.path, base)) if source.path else source for source in sources
+        )
+
+    data = resolve_sources(data, base)
+    return dataclasses.replace(
+        data,
+        train=placed(data.train),
+        eval=placed(data.eval) if isinstance(data.eval, tuple) else data.eval,
+        dataset_info=place(data.dataset_info, base) if data.dataset_info else None,
+    )
 
 
 def plan(
@@ -84,7 +93,25 @@ def plan(
         raise PlanRefused([*refused.problems, problem], refused.draft) from None
     if trouble is not None:
         raise trouble
-    return made
+    return _with_look(made, catalog)
+
+
+def _with_look(made: Plan, catalog: Catalog) -> Plan:
+    """The plan with what became of the data's first rows; without, and with a warning, where there is no tokenizer."""
+    from luthier.core.data.look import look
+    from luthier.core.trained import method_of, new_tokenizer
+
+    if not made.data:
+        return made
+    try:
+        tokenizer = new_tokenizer(made, catalog)
+    except ModelError as error:
+        warning = f"the data's tokens were not looked at: {error.message}"
+        return dataclasses.replace(made, warnings=(*made.warnings, warning))
+    stage, _ = method_of(made.step("stage"), catalog)
+    config = parse_config(thaw(made.config))
+    found = look(config, catalog.formats, tokenizer.edited, kind=stage.data_kind)
+    return dataclasses.replace(made, data_look=found, warnings=(*made.warnings, *tokenizer.warnings))
 
 
 def read_model(model: ModelConfig, catalog: Catalog) -> tuple[ModelReference, ArchitectureProfile]:
@@ -111,7 +138,7 @@ def _survey(config: RunConfig, catalog: Catalog) -> tuple[tuple[SourceSummary, .
     from luthier.core.data import survey
 
     held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
-    for name in {source.format for source in (*config.data.train, *held_out)} - {AUTO}:
+    for name in {source.format.use for source in (*config.data.train, *held_out)} - {AUTO}:
         if catalog.broken_for("format", name):
             catalog.data_format(name)  # raises the broken plugin's own error, unless another one offers the name
     try:
@@ -151,6 +178,43 @@ def train(
         resume=resume,
         overwrite=overwrite,
         stop=stop,
+    )
+
+
+def inspect_data(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    *,
+    rows: int = 3,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Inspection:
+    """Prepare the data of a configuration and say what there is to say about it; the first `rows` are rendered.
+
+    The configuration is planned first, so that the rows are those its stage would learn from. Of a stream, the first
+    `data.window` rows of each source are looked at. Raises PlanRefused, DataError, ModelError.
+    """
+    from luthier.core.data.inspect import inspect_data as inspect_prepared
+    from luthier.core.data.prepare import prepare
+    from luthier.core.trained import method_of, new_tokenizer
+    from luthier.registry.catalog import discover
+
+    catalog = discover()
+    made = plan(config, catalog=catalog)
+    planned = parse_config(thaw(made.config))
+    if planned.data.streaming:
+        window = planned.data.window
+        notice(f"of the stream, the first {window:,} rows of each source are looked at")
+        train = tuple(dataclasses.replace(one, rows=min(one.rows or window, window)) for one in planned.data.train)
+        planned = dataclasses.replace(planned, data=dataclasses.replace(planned.data, train=train, streaming=False))
+    stage, _ = method_of(made.step("stage"), catalog)
+    tokenizer = new_tokenizer(made, catalog, notice)
+    prepared = prepare(planned, catalog.formats, tokenizer.edited, kind=stage.data_kind, notice=notice)
+    return inspect_prepared(
+        prepared,
+        tokenizer.edited,
+        batch_tokens=planned.train.batch_tokens,
+        packing=planned.data.packing,
+        seed=planned.train.seed,
+        rows=rows,
     )
 
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from luthier.core.caching import cache_folder, publish_folder, workshop
 from luthier.core.errors import MissingEnvironmentError, ModelError
 from luthier.core.saving import quiet
-from luthier.registry.cache import cache_folder, publish_folder, workshop
 
 FETCH_TIMEOUT: Final = 900
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json")

@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+from luthier.core.caching import cache_folder
 from luthier.core.errors import ModelError
 from luthier.core.plan import ModelReference
 from luthier.registry.aliases import ALIASES, alias_folder, materialize
-from luthier.registry.cache import cache_folder
 
 __all__ = ["cache_folder", "resolve_model"]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.core.atomic import write_text
+from luthier.core.caching import cache_folder
 from luthier.core.environment import MatmulRate
-from luthier.registry.cache import cache_folder
 
 PROBE_VERSION: Final = 1
 SIZE: Final = 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 TinyFolder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokenised data of tests stays out of the user's cache; models and measurements there are shared."""
+    from luthier.core.caching import CACHE_VARIABLE, cache_folder
+
+    real, own = cache_folder(), tmp_path_factory.mktemp("session-cache")
+    for name in ("models", "probe"):
+        (real / name).mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to((real / name).resolve())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(own))
+        yield
 
 
 def make_tiny_tokenizer() -> Any:

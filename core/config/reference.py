@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypeAlias
 
-from luthier.core.config.schema import Choice, plain_choice
+from luthier.core.config.schema import Choice
 from luthier.core.config.types import dataclasses_in, type_text
 from luthier.core.frozen import thaw
 from luthier.core.options import BOUNDS, COMPARISONS, DOC, UNIT
@@ -78,7 +78,10 @@ def yaml_text(value: Any) -> str:
 
 
 def sample(cls: type) -> dict[str, Any]:
-    """Every option at its default; those that say nothing by default are left out, required ones are `<name>`."""
+    """Every option at its default, or those that the class names in SAMPLE; what has no default to show is `<name>`."""
+    named = getattr(cls, "SAMPLE", None)
+    if named is not None:
+        return {option.name: option.default or f"<{option.name}>" for option in describe(cls) if option.name in named}
     return {option.name: sample_value(option) for option in describe(cls) if option.required or option.default is not None}
 
 
@@ -131,4 +134,4 @@ def _default(field: dataclasses.Field[Any]) -> tuple[Any, bool]:
         value = field.default_factory()
     else:
         return None, True
-    return (plain_choice(value) if isinstance(value, Choice) else to_plain(value)), False
+    return to_plain(value), False

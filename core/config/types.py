@@ -28,7 +28,7 @@ def type_text(hint: Any) -> str:
             return f"a list of exactly {len(arguments)}: " + ", ".join(type_text(argument) for argument in arguments)
         return f"a list, each item {type_text(arguments[0])}" if arguments else "a list"
     if is_mapping(hint):
-        return f"a mapping of names to {type_text(arguments[1])}" if len(arguments) == 2 else "a mapping"
+        return f"a mapping of names to {type_text(arguments[1])}" if arguments[1:] not in ((), (Any,)) else "a mapping"
     if dataclasses.is_dataclass(hint):
         shorthand = getattr(hint, "SHORTHAND", None)
         return f"a {shorthand} (text) or a mapping" if shorthand else "a mapping"
@@ -79,7 +79,7 @@ def expand_shorthand(hint: Any, value: Any) -> Any:
                 return {branch.SHORTHAND: value}
             if isinstance(value, Mapping):
                 hints = hints_of(branch)
-                return {key: expand_shorthand(hints.get(key), item) for key, item in value.items()}
+                return {key: expand_shorthand(hints.get(key), item) for key, item in _gathered(branch, value).items()}
         arguments = typing.get_args(branch)
         if is_list(branch) and arguments:
             if isinstance(value, list):
@@ -90,6 +90,16 @@ def expand_shorthand(hint: Any, value: Any) -> Any:
         if is_mapping(branch) and len(arguments) == 2 and isinstance(value, Mapping):
             return {key: expand_shorthand(arguments[1], item) for key, item in value.items()}
     return value
+
+
+def _gathered(section: type, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """In a section with a field for the REST of its keys, those that are no fields put into it."""
+    rest = getattr(section, "REST", None)
+    if rest is None or rest in value:
+        return value
+    own = {field.name for field in dataclasses.fields(section)}
+    others = {key: item for key, item in value.items() if key not in own}
+    return {key: item for key, item in value.items() if key in own} | {rest: others}
 
 
 @dataclasses.dataclass(frozen=True)

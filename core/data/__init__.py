@@ -1,18 +1,25 @@
-"""The data worker: files of rows to batches of token ids, with every row accounted for.
+"""The data worker: sources of rows to batches of token ids, with every row accounted for.
 
-sources.py       files -> rows, each with its line
-formats.py       which format a source has; rows converted          conversation.py: the canonical form, checked
+sources/         files, folders, URLs, hub data sets -> rows, each with its place
+formats.py       which format a source has; rows converted          conversation.py, kinds.py: the canonical forms, checked
 survey.py        the first look, for the plan
-chat.py          conversations -> token ids and labels, by the model's chat template
-prepare.py       all of it, with the report                         holdout.py: which rows are held out
-examples.py      token ids and labels in flat arrays
-batches.py       the run's micro-batches, decided beforehand        collate.py: examples -> padded tensors
+templates/       chat templates by name                             encode/: canonical rows -> token ids and labels
+prepare.py       all of it: tokenised, sampled, held out, mixed     report.py: the account
+  making.py        one source's tokens, from the cache or made      tokenise.py: a batch of rows; tally.py: its counts
+  cache.py         entries on disk                                  store.py: the arrays in them
+  workers.py       several processes                                worker.py: one of them
+  mixing.py        samples and interleaving                         holdout.py: which rows are held out
+examples.py      tokenised rows as a data set
+batches.py       the run's micro-batches, decided beforehand        packing.py: several rows in one sequence
+collate.py       examples -> tensors, padded or packed
+stream.py        all of it while training                           inspect/: what the model will see
 """
 
 from luthier.core.data.batches import BatchSchedule
 from luthier.core.data.collate import collate
 from luthier.core.data.examples import Example, Examples
-from luthier.core.data.prepare import DataReport, PreparedData, prepare
+from luthier.core.data.prepare import PreparedData, prepare
+from luthier.core.data.report import DataReport
 from luthier.core.data.survey import survey
 
 __all__ = ["BatchSchedule", "DataReport", "Example", "Examples", "PreparedData", "collate", "prepare", "survey"]

@@ -1,10 +1,12 @@
 """The run's micro-batches, decided beforehand: the same rows and seed give the same batches on every machine.
 
     epoch:  seeded shuffle -> windows -> sorted by length inside each -> filled to batch_tokens -> batches shuffled
+    packed: seeded shuffle -> windows -> each packed into batch_tokens (packing.py)             -> batches shuffled
     run:    the epochs' batches one after another; `accumulation` of them make one optimizer step
 
 Rows of similar length stand together, so that little is padding, while the windows keep an epoch's order random (Hugging
-Face's group_by_length does the same with windows of 50 batches).
+Face's group_by_length does the same with windows of 50 batches). Packed, a long row stands beside short ones; the windows
+let it meet others in each epoch, and are larger, because what the last batches of a window have left over stays empty.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from luthier.core.data.packing import pack
+
 WINDOW_BATCHES: Final = 50
+PACKED_WINDOW_BATCHES: Final = 200
 _WORD: Final = 0xFFFFFFFF
 
 
 class BatchSchedule:
     """Iterates over the run's micro-batches, each a list of row numbers; can be a DataLoader's `batch_sampler`.
 
-    `lengths` are the rows' tokens. A batch's rows times its longest row are at most `batch_tokens`; a row longer than that
-    is a batch of its own, counted in `oversized`. `epochs` may be a fraction; `max_steps` optimizer steps, where given,
-    decide instead, be it fewer or more. Raises ValueError for no rows or an empty row.
+    `lengths` are the rows' tokens. A batch's rows times its longest row are at most `batch_tokens`; with `packing`, where
+    rows stand one after another and nothing is padding, the sum of its rows is. A row longer than that is a batch of its
+    own, counted in `oversized`. `epochs` may be a fraction; `max_steps` optimizer steps, where given, decide instead, be it
+    fewer or more. Raises ValueError for no rows or an empty row.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class BatchSchedule:
         epochs: float = 1.0,
         seed: int = 0,
         max_steps: int | None = None,
+        packing: bool = False,
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
         if not len(self._lengths) or self._lengths.min() < 1:
@@ -46,6 +53,7 @@ class BatchSchedule:
             raise ValueError("batch_tokens, accumulation, epochs and max_steps must be positive")
         self.batch_tokens = batch_tokens
         self.accumulation = accumulation
+        self.packing = packing
         self._seed = seed
         first = self._epoch(0)
         self.steps_per_epoch: int = math.ceil(len(first) / accumulation)
@@ -79,9 +87,17 @@ class BatchSchedule:
 
     @cached_property
     def padding(self) -> float:
-        """The part of all positions that is padding, from 0 to below 1."""
+        """The part of all positions that is padding, from 0 to below 1; 0 with packing."""
+        if self.packing:
+            return 0.0
         positions = sum(len(batch) * int(self._lengths[batch].max()) for batch in self._batches)
         return 1 - self.tokens / positions
+
+    @cached_property
+    def efficiency(self) -> float:
+        """Tokens of the run over `batch_tokens` of every batch, above 0 and at most 1; one with an oversized row is full."""
+        room = sum(max(self.batch_tokens, int(self._lengths[batch].sum())) for batch in self._batches)
+        return self.tokens / room
 
     @cached_property
     def _rows_seen(self) -> npt.NDArray[np.int64]:
@@ -111,10 +127,14 @@ class BatchSchedule:
         random = np.random.RandomState([self._seed & _WORD, (self._seed >> 32) & _WORD, number])
         order = random.permutation(len(self._lengths)).astype(np.int64)
         per_batch = max(1, self.batch_tokens // max(1, int(self._lengths.mean())))
-        window = WINDOW_BATCHES * per_batch
+        window = (PACKED_WINDOW_BATCHES if self.packing else WINDOW_BATCHES) * per_batch
         batches: list[npt.NDArray[np.int64]] = []
         for begin in range(0, len(order), window):
-            batches += self._fill(order[begin : begin + window])
+            rows = order[begin : begin + window]
+            if self.packing:
+                batches += [rows[places] for places in pack(self._lengths[rows], self.batch_tokens)]
+            else:
+                batches += self._fill(rows)
         return [batches[place] for place in random.permutation(len(batches))]
 
     def _fill(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

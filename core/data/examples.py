@@ -1,93 +1,110 @@
-"""Tokenised rows in three flat arrays: five bytes a token, however many rows there are."""
+"""Tokenised rows as a data set: views over stores, so that sampling, mixing and holding out copy no token."""
 
 from __future__ import annotations
 
-from array import array
+import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypedDict
+from functools import cached_property
+from typing import Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from luthier.core.data.store import Bools, Ints, TokenStore
+
 IGNORED: Final = -100
-Bools: TypeAlias = npt.NDArray[np.bool_]
-Ints: TypeAlias = npt.NDArray[np.int64]
 
 
 class Example(TypedDict):
-    """One row: `input_ids` and `labels`, int64 of shape (T,); labels are -100 where nothing is learned."""
+    """One sequence: `input_ids` and `labels`, int64 of shape (T,); labels are -100 where nothing is learned."""
 
     input_ids: Ints
     labels: Ints
 
 
-@dataclass(frozen=True, eq=False)
 class Examples:
     """A sequence of `Example`, usable as a map-style dataset.
 
-    ids      int32 (tokens,), the rows one after another
-    trained  bool (tokens,), whether the token is a label
-    ends     int64 (rows,), where each row ends in `ids`
+    `stores` hold the tokens; `order`, int64 (rows,), says which of their rows these are, counted through all stores, and
+    may name a row twice; None is every row once. Where a row has two sequences (`per_row` is 2, for preferences), [2 * i] is
+    the chosen and [2 * i + 1] the rejected one of row i. Raises ValueError for stores that differ in that.
     """
 
-    ids: npt.NDArray[np.int32]
-    trained: Bools
-    ends: Ints
+    def __init__(self, stores: Sequence[TokenStore], order: Ints | None = None) -> None:
+        self.stores = tuple(stores)
+        kinds = {store.per_row for store in self.stores}
+        if len(kinds) > 1:
+            raise ValueError("rows of one sequence and rows of two cannot be mixed")
+        self.per_row = kinds.pop() if kinds else 1
+        self._begins = [0]
+        for store in self.stores:
+            self._begins.append(self._begins[-1] + len(store))
+        self.order = np.arange(self._begins[-1], dtype=np.int64) if order is None else order
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.order) * self.per_row
 
     def __getitem__(self, index: int) -> Example:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        row = index % len(self)
-        begin, end = (int(self.ends[row - 1]) if row else 0), int(self.ends[row])
-        ids = self.ids[begin:end].astype(np.int64)
-        return {"input_ids": ids, "labels": np.where(self.trained[begin:end], ids, IGNORED)}
+            raise IndexError(f"sequence {index} of {len(self)}")
+        row, which = divmod(index % len(self), self.per_row)
+        place = int(self.order[row])
+        number = bisect_right(self._begins, place) - 1
+        store = self.stores[number]
+        at = (place - self._begins[number]) * self.per_row + which
+        begin, end = (int(store.ends[at - 1]) if at else 0), int(store.ends[at])
+        ids = store.ids[begin:end].astype(np.int64)
+        return {"input_ids": ids, "labels": np.where(store.trained[begin:end], ids, IGNORED)}
 
     def __iter__(self) -> Iterator[Example]:
-        return (self[row] for row in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
     @property
+    def rows(self) -> int:
+        """The number of rows: `len()` where a row is one sequence."""
+        return len(self.order)
+
+    @cached_property
     def lengths(self) -> Ints:
-        """Tokens of each row, int64 (rows,)."""
-        return np.diff(self.ends, prepend=0)
+        """Tokens of each sequence, int64 (sequences,)."""
+        parts = [store.lengths for store in self.stores]
+        return np.concatenate([np.empty(0, np.int64), *parts])[self._sequences]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
-        return len(self.ids)
+        return int(self.lengths.sum())
 
-    @property
+    @cached_property
     def trained_tokens(self) -> int:
-        return int(self.trained.sum())
+        learned = np.concatenate([np.empty(0, np.int32), *(store.learned for store in self.stores)])
+        return int(learned[self._sequences].sum(dtype=np.int64))
+
+    @cached_property
+    def keys(self) -> npt.NDArray[np.uint64]:
+        """64 bits of each row's content, uint64 (rows,)."""
+        return np.concatenate([np.empty(0, np.uint64), *(store.keys for store in self.stores)])[self.order]
+
+    @cached_property
+    def values(self) -> npt.NDArray[np.float32]:
+        """Each row's value, float32 (rows,): 1 or 0 for good or bad, the margin of a preference; NaN where it has none."""
+        return np.concatenate([np.empty(0, np.float32), *(store.values for store in self.stores)])[self.order]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex over the content of the stores and the order."""
+        digest = hashlib.sha256()
+        for store in self.stores:
+            digest.update(bytes.fromhex(store.digest))
+        digest.update(np.ascontiguousarray(self.order, dtype="<i8").tobytes())
+        return digest.hexdigest()
 
     def where(self, rows: Bools) -> Examples:
         """The rows whose entry in `rows`, bool (rows,), is true, in the same order."""
-        lengths = self.lengths
-        tokens: Any = np.repeat(rows, lengths)
-        return Examples(self.ids[tokens], self.trained[tokens], np.cumsum(lengths[rows]))
+        return Examples(self.stores, self.order[rows])
 
-
-class ExamplesBuilder:
-    """Collects rows without a Python object for each token."""
-
-    def __init__(self) -> None:
-        self._ids = array("i")
-        self._trained = bytearray()
-        self._ends = array("q")
-
-    def add(self, ids: Sequence[int], trained: Sequence[bool] | bytearray) -> None:
-        """One row; both of the same length."""
-        if len(ids) != len(trained):
-            raise ValueError(f"{len(ids)} tokens, {len(trained)} marks")
-        self._ids.extend(ids)
-        self._trained.extend(trained)
-        self._ends.append(len(self._ids))
-
-    def finish(self) -> Examples:
-        return Examples(
-            np.array(self._ids, dtype=np.int32),
-            np.frombuffer(bytes(self._trained), dtype=np.bool_),
-            np.array(self._ends, dtype=np.int64),
-        )
+    @property
+    def _sequences(self) -> Ints:
+        if self.per_row == 1:
+            return self.order
+        return (self.order[:, None] * self.per_row + np.arange(self.per_row)).reshape(-1)

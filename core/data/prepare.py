@@ -1,57 +1,37 @@
-"""Files to token ids: every row is read, converted, written by the chat template, kept or dropped, and counted."""
+"""Sources to rows to train on and rows to evaluate on: tokenised, sampled, held out, mixed, and every one accounted for.
+
+each source -> tokens, from the cache or made -> sampled -.
+each source -> ...                                         +-> held out by content -> the rest mixed -> train
+eval sources -> ...                                       -------------------------------------------> eval
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 
-from luthier.core.config.schema import RunConfig, SourceConfig
+from luthier.core.config.schema import AUTO, DataConfig, RunConfig, SourceConfig
 from luthier.core.contracts import DataKind
-from luthier.core.data.chat import ChatEncoder, ChatRow
-from luthier.core.data.examples import Examples, ExamplesBuilder
-from luthier.core.data.formats import Formats, OpenSource, conversation_of, open_source
-from luthier.core.data.holdout import Keys, content_key, hold_out, rows_to_hold_out
+from luthier.core.data.cache import Notice
+from luthier.core.data.examples import Examples
+from luthier.core.data.formats import Formats, OpenSource, open_source
+from luthier.core.data.holdout import hold_out, mix_keys, rows_to_hold_out
+from luthier.core.data.making import Maker, Progress, SourceTokens
+from luthier.core.data.mixing import interleave, sample_rows
+from luthier.core.data.report import NOT_SAMPLED, DataReport, frozen, nothing_left, tally_warnings
+from luthier.core.data.store import Bools, Ints
+from luthier.core.data.tally import Tally
+from luthier.core.data.tokenise import SPLIT
+from luthier.core.data.workers import WorkerPool
 from luthier.core.errors import DataError
-from luthier.core.frozen import FrozenDict
 
-T = TypeVar("T")
-ROWS_AT_ONCE: Final = 512
-MANY_DROPPED: Final = 0.05
-NOTHING_TO_LEARN: Final = "no token to learn"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataReport:
-    """What became of every row: rows == kept + held_out + the sum of `dropped`.
-
-    rows            read from all sources
-    kept            rows to train on
-    held_out        rows to evaluate on
-    dropped         rows left out, by reason
-    tokens          of the rows to train on, padding not counted
-    trained_tokens  of these, the ones that are learned
-    held_out_tokens of the rows to evaluate on
-    longest         tokens of the longest row to train on
-    labels_from     how it was decided which tokens are learned
-    warnings        what the user should know before training
-    """
-
-    rows: int
-    kept: int
-    held_out: int
-    dropped: FrozenDict[str, int]
-    tokens: int
-    trained_tokens: int
-    held_out_tokens: int
-    longest: int
-    labels_from: str
-    warnings: tuple[str, ...] = ()
+REPEATED: Final = "repeated by sampling"
+NOT_REACHED: Final = "not reached when a source was used up"
+BEGUN_ANEW: Final = "repeated until every source was used up"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,149 +43,160 @@ class PreparedData:
     report: DataReport
 
 
-@dataclass
-class _Tally:
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    shortest_dropped: int | None = None
-    turns: int = 0
-    marked: int = 0
-    unclosed: int = 0
-
-    def __add__(self, other: _Tally) -> _Tally:
-        shortest = [count for count in (self.shortest_dropped, other.shortest_dropped) if count is not None]
-        return _Tally(
-            rows=self.rows + other.rows,
-            dropped=self.dropped + other.dropped,
-            shortest_dropped=min(shortest, default=None),
-            turns=self.turns + other.turns,
-            marked=self.marked + other.marked,
-            unclosed=self.unclosed + other.unclosed,
-        )
-
-    def reasons(self) -> str:
-        return ", ".join(f"{count} dropped ({reason})" for reason, count in self.dropped.items())
-
-
 def prepare(
-    config: RunConfig, formats: Formats, tokenizer: Any, *, kind: DataKind, base: Path | None = None
+    config: RunConfig,
+    formats: Formats,
+    tokenizer: Any,
+    *,
+    kind: DataKind,
+    base: Path | None = None,
+    notice: Notice = lambda text: None,
+    progress: Progress = lambda source, done, total: None,
 ) -> PreparedData:
-    """Tokenise the sources of `config.data` for a stage that learns from `kind`, and hold rows out.
+    """Tokenise the sources of `config.data` for a stage that learns from `kind`, hold rows out, and mix the others.
 
-    `tokenizer` is a transformers tokenizer with a chat template; `base` is the configuration file's folder. A row longer
-    than `data.max_length` tokens is dropped and counted. Raises DataError, naming file, line and column, for everything
-    else that is wrong with a row; and, with the counts, when no row or no token to learn is left.
+    `tokenizer` is a transformers tokenizer; it gets the chat template that `data.template` names. `base` is the
+    configuration file's folder. `notice` hears sentences for the user, `progress` (source, rows done, of how many). Raises
+    DataError, naming file, row and column, for what is wrong with a row; and, with the counts, when no row or no token to
+    learn is left; OutputError where the cache cannot be used.
     """
-    data = config.data
-    train_sources = _open(data.train, formats, kind, base)
-    eval_sources = _open(data.eval if isinstance(data.eval, tuple) else (), formats, kind, base)
-    encoder = ChatEncoder(tokenizer, train_on=data.train_on, max_length=data.max_length)
-    examples, keys, tally = _encode(train_sources, encoder, config.train.seed)
-    notes: list[str] = []
+    data, seed = config.data, config.train.seed
+    held_sources = data.eval if isinstance(data.eval, tuple) else ()
+    training = [open_of_kind(source, data, formats, kind, base) for source in data.train]
+    evaluating = [open_of_kind(source, data, formats, kind, base) for source in held_sources]
+    remarks = use_template(tokenizer, data, kind, base)
+    with WorkerPool() as pool:
+        maker = Maker(tokenizer, data, kind, pool, notice, progress)
+        train = [maker.tokens(source) for source in training]
+        held = [maker.tokens(source) for source in evaluating]
+    tally = Tally()
+    for sources in (train, held):
+        _check_rows(sources, maker)
+    for source in (*train, *held):
+        tally += source.tally
+    duplicates = _duplicates(train)
+    parts = _sampled(train, data.train, seed, tally)
+    whole = _examples(train, parts)
     if isinstance(data.eval, tuple):
-        held, held_keys, eval_tally = _encode(eval_sources, encoder, config.train.seed)
-        tally += eval_tally
-        both = int(np.isin(held_keys, keys).sum())
+        evaluated = _examples(held, _sampled(held, held_sources, seed, tally, after=len(train)))
+        both = int(np.isin(evaluated.keys, whole.keys).sum())
         if both:
-            notes.append(f"{both} of {len(held)} held-out rows also stand among the training rows")
+            remarks.append(f"{both} of {evaluated.rows} held-out rows also stand among the training rows")
     else:
-        examples, held = _split(examples, keys, data.eval)
-        if data.eval and not len(held):
-            notes.append("no row could be held out: the rows are copies of each other, and copies stay together")
+        mask = _held_out(whole, data.eval, seed)
+        evaluated = whole.where(mask)
+        parts = [part[~out] for part, out in zip(parts, np.split(mask, np.cumsum([*map(len, parts)])[:-1]), strict=True)]
+        if data.eval and not evaluated.rows:
+            remarks.append("no row could be held out: the rows are copies of each other, and copies stay together")
+    examples = Examples(whole.stores, _mixed(parts, data, seed, tally))
+    if kind != "prompt" and not examples.trained_tokens:
+        raise nothing_left([source.name for source in train], tally, maker.encoder.labels_from)
     report = DataReport(
         rows=tally.rows,
-        kept=len(examples),
-        held_out=len(held),
-        dropped=FrozenDict(tally.dropped),
+        kept=examples.rows,
+        held_out=evaluated.rows,
+        dropped=frozen(tally.dropped),
+        cut=frozen(tally.cut),
+        added=frozen(tally.added),
+        notes=frozen(tally.notes),
+        duplicates=duplicates,
         tokens=examples.tokens,
         trained_tokens=examples.trained_tokens,
-        held_out_tokens=held.tokens,
+        held_out_tokens=evaluated.tokens,
         longest=int(examples.lengths.max()),
-        labels_from=encoder.labels_from,
-        warnings=(*notes, *_warnings(tally)),
+        labels_from=maker.encoder.labels_from,
+        template=maker.encoder.template,
+        sources=(*(source.report("train") for source in train), *(source.report("eval") for source in held)),
+        warnings=(*remarks, *tally_warnings(tally)),
     )
-    return PreparedData(examples, held, report)
+    return PreparedData(examples, evaluated, report)
 
 
-def _open(sources: Sequence[SourceConfig], formats: Formats, kind: DataKind, base: Path | None) -> list[OpenSource]:
-    opened = [open_source(source, formats, base) for source in sources]
-    for source in opened:
-        found = source.format.value
-        if found.kind != kind:
-            message = f"rows of the format {found.name} hold {found.kind} data, and the stage learns from {kind} data"
-        elif kind != "conversation":
-            message = f"{kind} data cannot be prepared: only conversations can"
-        else:
-            continue
-        raise DataError(message, where=str(source.path), fix="choose a stage that learns from such rows, or other rows")
+def open_of_kind(
+    source: SourceConfig,
+    data: DataConfig,
+    formats: Formats,
+    kind: DataKind,
+    base: Path | None = None,
+    *,
+    streaming: bool = False,
+) -> OpenSource:
+    """A source that a stage which learns from `kind` can use; raises DataError for any other."""
+    opened = open_source(source, formats, base, streaming=streaming, drop_bad=data.bad_rows == "drop")
+    if opened.kind != kind:
+        raise DataError(
+            f"rows of the format {opened.format.value.name} hold {opened.kind} data, and the stage learns from {kind} data",
+            where=opened.name,
+            fix="choose a stage that learns from such rows, or other rows",
+        )
     return opened
 
 
-def _encode(sources: Sequence[OpenSource], encoder: ChatEncoder, seed: int) -> tuple[Examples, Keys, _Tally]:
-    """The rows that are kept, the key of each one's content, and the counts."""
-    builder, tally = ExamplesBuilder(), _Tally()
-    keys: list[int] = []
-    too_long = f"longer than {encoder.max_length} tokens"
-    for rows in _chunks(_conversations(sources), ROWS_AT_ONCE):
-        tally.rows += len(rows)
-        for (_, messages), row in zip(rows, encoder.encode(rows), strict=True):
-            if len(row.ids) > encoder.max_length:
-                tally.dropped[too_long] += 1
-                tally.shortest_dropped = min(len(row.ids), tally.shortest_dropped or len(row.ids))
-                continue
-            tally.turns += row.turns
-            tally.marked += row.marked
-            tally.unclosed += row.unclosed
-            if not any(row.trained):
-                tally.dropped[NOTHING_TO_LEARN] += 1
-                continue
-            builder.add(row.ids, row.trained)
-            keys.append(content_key(messages, seed))
-    if sources and not keys:
-        raise _nothing_left(sources, tally, encoder)
-    return builder.finish(), np.array(keys, dtype=np.uint64), tally
+def use_template(tokenizer: Any, data: DataConfig, kind: DataKind, base: Path | None) -> list[str]:
+    """Give the tokenizer the chat template where it has not got it; texts need none of their own. Returns warnings."""
+    from luthier.core.data.templates import apply_template, choose_template
+
+    if kind == "text" and data.template == AUTO:
+        return []
+    template = choose_template(tokenizer, data.template, base)
+    return [] if tokenizer.chat_template == template.text else list(apply_template(tokenizer, template))
 
 
-def _conversations(sources: Iterable[OpenSource]) -> Iterator[ChatRow]:
+def _check_rows(sources: Sequence[SourceTokens], maker: Maker) -> None:
+    tally = Tally()
     for source in sources:
-        for row in source.rows():
-            yield row, conversation_of(source.format, row)
+        tally += source.tally
+    if sources and not tally.kept:
+        raise nothing_left([source.name for source in sources], tally, maker.encoder.labels_from)
 
 
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+def _examples(sources: Sequence[SourceTokens], parts: Sequence[Ints]) -> Examples:
+    return Examples([source.entry.store for source in sources], np.concatenate([np.empty(0, np.int64), *parts]))
 
 
-def _split(examples: Examples, keys: Keys, part: float | int) -> tuple[Examples, Examples]:
-    wanted = rows_to_hold_out(part, len(examples))
-    if wanted >= len(examples):
+def _duplicates(sources: Sequence[SourceTokens]) -> int:
+    """Rows whose content occurs before; the parts of one that was split have its key, and are no copies."""
+    keys = np.concatenate([np.empty(0, np.uint64), *(source.entry.store.keys for source in sources)])
+    return len(keys) - len(np.unique(keys)) - sum(source.tally.added[SPLIT] for source in sources)
+
+
+def _sampled(
+    sources: Sequence[SourceTokens], configs: Sequence[SourceConfig], seed: int, tally: Tally, *, after: int = 0
+) -> list[Ints]:
+    """The rows that each source's `sample` takes, counted through all sources; the others and the repeated ones counted."""
+    parts, begin = [], 0
+    for number, (source, config) in enumerate(zip(sources, configs, strict=True), after):
+        rows = len(source.entry.store)
+        taken = sample_rows(rows, config.sample, seed, number)
+        tally.dropped[NOT_SAMPLED] += max(0, rows - len(taken))
+        tally.added[REPEATED] += max(0, len(taken) - rows)
+        parts.append(begin + taken)
+        begin += rows
+    return parts
+
+
+def _held_out(examples: Examples, part: float | int, seed: int) -> Bools:
+    wanted = rows_to_hold_out(part, examples.rows)
+    if wanted >= examples.rows:
         raise DataError(
-            f"holding out {wanted} of {len(examples)} rows leaves none to train on",
+            f"holding out {wanted} of {examples.rows} rows leaves none to train on",
             where="data.eval",
             fix="hold out fewer rows, or give evaluation sources of their own",
         )
-    held = hold_out(keys, wanted)
-    return examples.where(~held), examples.where(held)
+    return hold_out(mix_keys(examples.keys, seed), wanted)
 
 
-def _warnings(tally: _Tally) -> Iterator[str]:
-    dropped = sum(tally.dropped.values())
-    if dropped > MANY_DROPPED * tally.rows:
-        yield f"{dropped} of {tally.rows} rows ({dropped / tally.rows:.0%}) were dropped: {tally.reasons()}"
-    if tally.marked < tally.turns:
-        yield f"the chat template marks {tally.marked} of {tally.turns} answers to be learned"
-    if tally.unclosed:
-        yield f"{tally.unclosed} of {tally.marked} answers end with no end-of-turn token: the model may not learn to stop"
-
-
-def _nothing_left(sources: Sequence[OpenSource], tally: _Tally, encoder: ChatEncoder) -> DataError:
-    if tally.shortest_dropped is not None:
-        fix = f"raise data.max_length: the shortest row that was dropped has {tally.shortest_dropped} tokens"
-    else:
-        fix = (
-            f"labels come from {encoder.labels_from}: correct the chat template, or learn all tokens with data.train_on: all"
-        )
-    files = ", ".join(str(source.path) for source in sources)
-    return DataError(f"no row is left to learn from; of {tally.rows} read, {tally.reasons()}", where=files, fix=fix)
+def _mixed(parts: Sequence[Ints], data: DataConfig, seed: int, tally: Tally) -> Ints:
+    """The training rows in their order; a source of which nothing is left takes no part in the drawing."""
+    filled = [(part, source.weight) for part, source in zip(parts, data.train, strict=True) if len(part)]
+    if data.mix == "concatenate" or len(filled) < 2:
+        return np.concatenate([part for part, _ in filled])
+    sources, rows = interleave([len(part) for part, _ in filled], [weight for _, weight in filled], data.stop, seed)
+    order = np.empty(len(rows), dtype=np.int64)
+    for number, (part, _) in enumerate(filled):
+        here = sources == number
+        order[here] = part[rows[here]]
+        taken = int(here.sum())
+        tally.dropped[NOT_REACHED] += max(0, len(part) - taken)
+        tally.added[BEGUN_ANEW] += max(0, taken - len(part))
+    return order

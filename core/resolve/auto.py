@@ -117,7 +117,7 @@ def _needs_met(pick: Pick, chosen: Sequence[Pick], situation: Situation, doubts:
         if clash.need is None or could_be_met(clash, doubts, situation):
             continue
         if clash.need.traits & pick.declaration.provides:
-            met.append(f"{clash.picks[0].title} needs {clash.need}")
+            met.append(f"{clash.title} needs {clash.need}")
     return met
 
 

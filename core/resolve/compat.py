@@ -14,6 +14,7 @@ from luthier.core.catalog import Offer
 from luthier.core.config.schema import Choice
 from luthier.core.contracts import AnyMethod
 from luthier.core.errors import Problem
+from luthier.core.resolve.demands import Demand
 from luthier.core.resolve.picks import Pick, Situation, claims_of, examine, facts_of
 from luthier.core.traits import CLAIMS, TRAITS, AnyOf, Trait
 
@@ -27,15 +28,21 @@ NO_DOUBTS: Final[Doubts] = {}
 class Clash:
     """One way in which methods do not combine.
 
-    `picks` begins with the method that minds; what follows are the methods that it minds. `key` tells clashes apart
-    whatever else is in the run.
+    `picks` begins with the method that minds; what follows are the methods that it minds. Where a demand of the
+    configuration minds, they are only those that it minds. `key` tells clashes apart whatever else is in the run.
     """
 
     key: tuple[Any, ...]
     picks: tuple[Pick, ...]
+    demand: Demand | None = None
     need: AnyOf | None = None
     trait: Trait = ""
     claim: str = ""
+
+    @property
+    def title(self) -> str:
+        """Who minds."""
+        return self.demand.title if self.demand else self.picks[0].title
 
 
 def find(picks: Sequence[Pick], situation: Situation) -> list[Clash]:
@@ -54,6 +61,16 @@ def find(picks: Sequence[Pick], situation: Situation) -> list[Clash]:
             key = ("conflict", trait, frozenset(one.title for one in (pick, *sources)))
             if key not in found or not sources:
                 found[key] = Clash(key=key, picks=(pick, *sources), trait=trait)
+    facts = facts_of(picks, situation)
+    for demand in situation.demands:
+        for need in demand.requires:
+            if not need.met_by(facts):
+                key = ("need", demand.title, need)
+                found[key] = Clash(key=key, picks=(), demand=demand, need=need)
+        for trait in sorted(demand.conflicts & facts):
+            sources = [pick for pick in picks if trait in pick.declaration.provides]
+            key = ("conflict", trait, demand.title, frozenset(one.title for one in sources))
+            found[key] = Clash(key=key, picks=tuple(sources), demand=demand, trait=trait)
     for claim, owners in claims_of(picks).items():
         if len(owners) > 1:
             key = ("claim", claim, frozenset(owner.title for owner in owners))
@@ -96,6 +113,8 @@ def provided_by(slot: str, name: str, situation: Situation) -> frozenset[Trait]:
 
 def explain(clash: Clash, picks: Sequence[Pick], situation: Situation) -> Problem:
     """A clash in words, with the nearest change that would resolve it."""
+    if clash.demand is not None:
+        return demanded(clash, clash.demand, picks, situation)
     if clash.need is not None:
         return unmet(clash.picks[0], clash.need, picks, situation)
     if clash.trait:
@@ -123,6 +142,30 @@ def unmet(pick: Pick, need: AnyOf, picks: Sequence[Pick], situation: Situation) 
     )
 
 
+def demanded(clash: Clash, demand: Demand, picks: Sequence[Pick], situation: Situation) -> Problem:
+    """What the configuration itself asks for and the methods or the model do not give; each method's reason with it."""
+    traits = clash.need.traits if clash.need else frozenset({clash.trait})
+    why = "".join(
+        f"; {pick.title} does not: {pick.declaration.reasons[trait]}"
+        for pick in picks
+        for trait in sorted(traits & set(pick.declaration.reasons))
+    )
+    meanings = "; ".join(TRAITS[trait] for trait in sorted(traits) if trait in TRAITS)
+    if clash.need is not None:
+        what = f"needs {clash.need} ({meanings}), which nothing in this run provides{why}"
+        ways = providers_text(None, traits, picks, situation)
+    else:
+        origins = [pick.title for pick in clash.picks] + origins_of(clash.trait, situation)
+        what = f"cannot be combined with {clash.trait} ({meanings}), which comes from {' and '.join(origins)}"
+        ways = ", or ".join(ways_to_remove(clash.trait, picks, situation))
+    return Problem(
+        reason=f"{demand.title} {what}",
+        methods=tuple(pick.title for pick in clash.picks),
+        where=demand.title.partition(":")[0],
+        fix=", or ".join(filter(None, [ways, demand.without])),
+    )
+
+
 def conflict(pick: Pick, trait: Trait, sources: Sequence[Pick], picks: Sequence[Pick], situation: Situation) -> Problem:
     """A trait that a method cannot bear, and where it comes from."""
     origins = [other.title for other in sources] + origins_of(trait, situation)
@@ -147,6 +190,7 @@ def origins_of(trait: Trait, situation: Situation) -> list[str]:
     origins = []
     if trait in situation.profile.traits:
         origins.append(f"the model ({situation.profile.model_type})")
+    origins += [demand.title for demand in situation.demands if trait in demand.provides]
     if trait in situation.environment.traits:
         origins.append("this machine" if trait.startswith("device.") else "the way this run is started")
     return origins
@@ -163,10 +207,10 @@ def ways_without(pick: Pick, picks: Sequence[Pick], situation: Situation) -> lis
 
 
 def ways_to_remove(trait: Trait, picks: Sequence[Pick], situation: Situation) -> list[str]:
-    """Patches that would make a trait of the model untrue of the run, and would bring no new clash."""
+    """What would make a trait untrue of the run that no method provides: patches that bring no new clash, or no demand."""
     present = {pick.name for pick in picks if pick.slot == "patches"}
     before = {clash.key for clash in find(picks, situation)}
-    ways = []
+    ways = [demand.without for demand in situation.demands if trait in demand.provides]
     for name in _by_priority("patches", situation):
         patch, problems = examine("patches", Choice(use=name), "", situation)
         if name in present or patch is None or problems or trait not in patch.declaration.removes:
@@ -191,19 +235,22 @@ def _fits(name: str, instead: Pick, picks: Sequence[Pick], situation: Situation)
     return after < before
 
 
-def providers_text(pick: Pick, traits: Iterable[Trait], picks: Sequence[Pick], situation: Situation) -> str:
-    """Which methods would provide one of these traits, by slot; why not, where none of them can be used here."""
+def providers_text(pick: Pick | None, traits: Iterable[Trait], picks: Sequence[Pick], situation: Situation) -> str:
+    """Which methods would provide one of these traits, by slot; why not, where none of them can be used here.
+
+    `pick` is the method that wants it, which stays where it is; None where a demand does.
+    """
     wanted = frozenset(traits)
     present = {other.title: other for other in picks}
     usable: dict[str, list[str]] = {}
     hindered: list[str] = []
     changed: list[str] = []
     for slot, offers in situation.catalog.methods.items():
-        if slot == pick.slot != "patches":
+        if pick is not None and slot == pick.slot != "patches":
             continue
         for name in _by_priority(slot, situation) if offers else ():
             title = f"{slot}: {name}"
-            if title == pick.title or not wanted & provided_by(slot, name, situation):
+            if (pick is not None and title == pick.title) or not wanted & provided_by(slot, name, situation):
                 continue
             _, problems = examine(slot, Choice(use=name), "", situation)
             if title in present:

@@ -17,6 +17,7 @@ from luthier.core.frozen import canonical_json
 from luthier.core.plan import SourceSummary
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.requirements import install_command, missing_packages, why_missing
+from luthier.core.resolve.demands import Demand
 from luthier.core.serial import to_plain
 from luthier.core.traits import Claim, Trait
 
@@ -30,20 +31,22 @@ Answers: TypeAlias = dict[Any, tuple["Pick | None", list[Problem]]]
 class Situation:
     """What every question to a method is asked against.
 
-    `answers` remembers what was answered already: a question depends on nothing but the situation. It may be shared by
-    situations with the same model, machine, catalog and data, as those of a matrix are.
+    `demands` are those of the configuration itself. `answers` remembers what was answered already: a question depends on
+    nothing but the situation. It may be shared by situations with the same model, machine, catalog and data, as those of a
+    matrix are.
     """
 
     profile: ArchitectureProfile
     environment: Environment
     catalog: Catalog
     data: tuple[SourceSummary, ...] = ()
+    demands: tuple[Demand, ...] = ()
     answers: Answers = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def facts(self) -> frozenset[Trait]:
         """Traits that hold before any method is chosen."""
-        return self.profile.traits | self.environment.traits
+        return self.profile.traits.union(self.environment.traits, *(demand.provides for demand in self.demands))
 
     @property
     def data_kinds(self) -> tuple[str, ...]:

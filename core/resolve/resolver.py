@@ -28,14 +28,17 @@ from luthier.core.profile import ArchitectureProfile
 from luthier.core.resolve.auto import AUTO_ORDER, fill
 from luthier.core.resolve.checkpoint import checkpoint_problems, stored_terms
 from luthier.core.resolve.compat import clashes
-from luthier.core.resolve.picks import Answers, Pick, Situation, answer, defect, examine, facts_of
+from luthier.core.resolve.demands import demands_of
+from luthier.core.resolve.picks import Answers, Pick, Situation, answer, claims_of, defect, examine, facts_of
 from luthier.core.resolve.precision import decide_precision
 from luthier.core.resolve.presets import expand
+from luthier.core.resolve.streaming import streaming_problems
 from luthier.core.schedule import OptimizerOptions
 from luthier.core.serial import to_plain
 
 PHASE_ORDER: Final = {"load": 0, "loaded": 2, "attached": 4}
 EXPERIMENTAL: Final = "is experimental here"
+POSITIONS: Final = "positions.scale"
 SLOT_ORDER: Final = {"attention": 1, "adapter": 3, "optimizer": 5, "stage": 6}
 
 
@@ -60,6 +63,7 @@ def resolve(
         environment=environment,
         catalog=catalog,
         data=tuple(data),
+        demands=demands_of(config),
         answers={} if answers is None else answers,
     )
     wishes, problems = expand(config, catalog)
@@ -89,7 +93,8 @@ def resolve(
         problems += found
         if found:
             wrong[slot] = True
-    problems += clashes(picks, situation, wrong) + checkpoint_problems(picks, situation) + _unconsumed(config)
+    problems += clashes(picks, situation, wrong) + checkpoint_problems(picks, situation)
+    problems += streaming_problems(config) + _unconsumed(config)
     picks = sorted(picks, key=_execution_order)
     load_options, found = _load_options(picks, profile)
     problems += found
@@ -112,9 +117,9 @@ def resolve(
         device=environment.device,
         traits=tuple(sorted(facts)),
         load_options=FrozenDict(freeze(load_options)),
-        warnings=tuple(warnings + _warnings(picks, profile)),
+        warnings=tuple(warnings + _warnings(config, picks, profile)),
         rejected=tuple(rejected),
-        memory=forecast(profile, terms, precision, config.train.batch_tokens),
+        memory=forecast(profile, terms, precision, config.train.batch_tokens, packed=config.data.packing),
         isolate=any(isinstance(pick.method, ModelPatch) and pick.method.isolate for pick in picks),
     )
 
@@ -206,12 +211,18 @@ def _memory_terms(picks: Sequence[Pick], profile: ArchitectureProfile) -> tuple[
     return terms, problems
 
 
-def _warnings(picks: Sequence[Pick], profile: ArchitectureProfile) -> list[str]:
+def _warnings(config: RunConfig, picks: Sequence[Pick], profile: ArchitectureProfile) -> list[str]:
     warnings = [
         f"{pick.title} {EXPERIMENTAL}: {pick.support.reason}" for pick in picks if pick.support.kind == "experimental"
     ]
     for pick in picks:
         if isinstance(pick.method, OptimizerMethod) and not isinstance(pick.config, OptimizerOptions):
             warnings.append(f"{pick.title} has no schedule and clipping options: it trains at a constant rate, unclipped")
+    longest, context = config.data.max_length, profile.context_length
+    if context is not None and longest > context and POSITIONS not in claims_of(picks):
+        warnings.append(
+            f"data.max_length is {longest}, and the model knows {context} positions: it learns nothing good from tokens "
+            f"beyond them. Lower it, or scale the positions with a patch that claims {POSITIONS}"
+        )
     warnings += [f"not understood in the model, and left alone: {item.module} ({item.why})" for item in profile.unclassified]
     return warnings

@@ -14,6 +14,7 @@ Each check runs on every kind of model (a random one of two layers, built here) 
     ModelPatchContract       what is patched, what comes back, and that the numbers are as declared
     AttentionKernelContract  equal to plain attention, causal, with padding, gradients and generation
     TrainingStageContract    a whole small run: loss, what moved, stop and resume
+    DataFormatContract       rows that are recognised, what they become, and errors that name the column
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ except ImportError as error:
     raise ImportError("luthier.core.testing is a kit of pytest classes and needs pytest: pip install pytest") from error
 
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{module}" for module in ("adapters", "attention", "contract", "optimizers", "patches", "stages"))
+    *(
+        f"{__name__}.{module}"
+        for module in ("adapters", "attention", "contract", "formats", "optimizers", "patches", "stages")
+    )
 )
 
 from luthier.core.testing.adapters import AdapterContract  # noqa: E402
 from luthier.core.testing.attention import AttentionKernelContract  # noqa: E402
 from luthier.core.testing.contract import Case, Contract  # noqa: E402
+from luthier.core.testing.formats import DataFormatContract  # noqa: E402
 from luthier.core.testing.models import KINDS, TinyModel, tiny_model, tiny_tokenizer  # noqa: E402
 from luthier.core.testing.optimizers import OptimizerContract  # noqa: E402
 from luthier.core.testing.patches import ModelPatchContract  # noqa: E402
@@ -41,6 +46,7 @@ __all__ = [
     "AttentionKernelContract",
     "Case",
     "Contract",
+    "DataFormatContract",
     "ModelPatchContract",
     "OptimizerContract",
     "TinyModel",

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from luthier.core.contracts import AttentionKernel
+from luthier.core.data.collate import collate, collate_packed
+from luthier.core.data.examples import Example
+from luthier.core.packed_masks import PACKED
 from luthier.core.testing import measuring
 from luthier.core.testing.contract import EVERY_PARAMETER, Case, Contract, everything
 from luthier.core.testing.measuring import logits
@@ -20,6 +24,8 @@ from luthier.core.testing.models import token_batch
 # Padding in front and behind, and a row that is full.
 PADDED: Final = ((5, 0), (0, 7), (0, 0))
 LENGTH: Final = 24
+# Documents of a packed sequence: longer and shorter than a window of 8, and one of a single token.
+DOCUMENTS: Final = (19, 5, 1, 12)
 NEW_TOKENS: Final = 10
 
 
@@ -89,6 +95,26 @@ class AttentionKernelContract(Contract):
         wrong = measuring.wrong_gradients(found, reference, self.gradient_tolerance)
         assert not wrong, f"the gradient is not that of plain attention: {wrong}"
 
+    def test_packed_documents_are_kept_apart(self, case: Case) -> None:
+        """Where "attention.packed" is declared: logits and gradients of one packed sequence are plain attention's, apart."""
+        if PACKED not in self.pick(case).declaration.provides:
+            return
+        rows = documents()
+        packed, apart = collate_packed(rows), collate(rows, pad_token_id=0)
+        model, plain = self.model(case), self.load(case)
+        with torch.no_grad():
+            inputs = {name: value for name, value in packed.items() if name != "labels"}
+            found = model(**inputs, use_cache=False).logits[0].float()
+        expected = logits(plain, apart)[apart["attention_mask"].bool()]
+        off = measuring.difference(found, expected)
+        assert off <= self.tolerance, f"packed: the output is {off:.2e} of it away from that of the documents apart"
+        profile = self.profile(case)
+        _, gradients = measuring.gradients(everything(model, profile, EVERY_PARAMETER.config()), packed)
+        with measuring.float64(everything(plain, profile, EVERY_PARAMETER.config())):
+            _, reference = measuring.gradients(plain, apart)
+        wrong = measuring.wrong_gradients(gradients, reference, self.gradient_tolerance)
+        assert not wrong, f"packed: the gradient is not that of the documents apart: {wrong}"
+
     def test_generation_with_the_cache(self, case: Case) -> None:
         """Token after token with cached keys and values, padded in front: as without the cache, and as plain attention."""
         batch = padded(sides=((5, 0), (0, 0)))
@@ -98,6 +124,16 @@ class AttentionKernelContract(Contract):
         for found, what in ((whole, "without the key-value cache it is another"), (plain, "plain attention's is another")):
             off = measuring.difference(cached, found)
             assert off <= 10 * self.tolerance, f"a continuation with the key-value cache: {what}, off by {off:.2e}"
+
+
+def documents() -> list[Example]:
+    """Random tokens, every one a label but the first of each document, which nothing predicts."""
+    random = np.random.RandomState(0)
+    rows: list[Example] = []
+    for length in DOCUMENTS:
+        ids = random.randint(0, 256, size=length).astype(np.int64)
+        rows.append({"input_ids": ids, "labels": ids.copy()})
+    return rows
 
 
 def padded(sides: tuple[tuple[int, int], ...] = PADDED) -> dict[str, Tensor]:

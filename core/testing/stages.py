@@ -21,9 +21,10 @@ from luthier.core.contracts import Adapter, MemoryTerms, OptimizerMethod, Traini
 from luthier.core.engine import execute
 from luthier.core.errors import Interrupted
 from luthier.core.extensions import RunEvent
-from luthier.core.frozen import thaw
+from luthier.core.frozen import FrozenDict, thaw
 from luthier.core.optimizing import decay_groups
 from luthier.core.options import NoOptions
+from luthier.core.packed_masks import why_documents_mix
 from luthier.core.schedule import OptimizerOptions
 from luthier.core.testing import measuring
 from luthier.core.testing.contract import Case, Contract, with_methods
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 WORDS: Final = ("ash", "birch", "cedar", "elm", "fir", "larch", "maple", "oak", "pine", "rowan", "willow", "yew")
 STEPS: Final = 6
 STOPPED: Final = 3
+ALL_ROWS: Final = 8192  # tokens of a micro-batch into which every row of the kit fits, padded or not
+PACKS: Final = "stage.packs"
+RECURRENT: Final = "model.recurrent"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -84,11 +88,13 @@ class TrainingStageContract(Contract):
         folder: Path,
         *,
         output: str = "run",
+        packing: bool = False,
+        train: Mapping[str, Any] = FrozenDict(),
         resume: bool = False,
         observers: tuple[Callable[[RunEvent], None], ...] = (),
         stop: threading.Event | None = None,
     ) -> Ran:
-        """A whole run into `folder`/`output`; what it raises comes through."""
+        """A whole run into `folder`/`output`, `train` over the section's own; what it raises comes through."""
         ran = Ran()
         adapter = last_layer(ran)
         stage = self.description
@@ -104,13 +110,13 @@ class TrainingStageContract(Contract):
         rows.write_text("".join(json.dumps(dict(row)) + "\n" for row in self.data()), encoding="utf-8")
         config = {
             "model": str(case.tiny.folder),
-            "data": {"train": [str(rows)], "max_length": 128},
+            "data": {"train": [str(rows)], "max_length": 128, "packing": packing},
             "stage": {"use": stage.name, **thaw(case.options)},
             "adapter": adapter.name,
             "optimizer": {"use": ADAMW.name, "lr": 0.02, "schedule": "constant", "warmup": 0},
             "patches": [],
             "precision": "fp32",
-            "train": {"batch_tokens": 256, "max_steps": STEPS, "epochs": STEPS, "seed": 1},
+            "train": {"batch_tokens": 256, "max_steps": STEPS, "epochs": STEPS, "seed": 1, **train},
             "output": str(folder / output),
         }
         plan = (self.surroundings or installed()).plan(config, catalog, environment)
@@ -134,6 +140,29 @@ class TrainingStageContract(Contract):
         assert not touched, f"{len(touched)} tensors that do not train were changed, first {touched[0]}"
         still = set(ran.moving) - set(measuring.changed(ran.model, ran.moving))
         assert not still, f"{len(still)} parameters that train were not moved, first {sorted(still)[0]}"
+
+    def test_packed_rows_are_learned_as_padded_ones(self, case: Case, tmp_path: Path) -> None:
+        """Where "stage.packs" is declared: a step over all rows has the same loss, packed into one sequence and padded."""
+        profile = self.profile(case)
+        if PACKS not in self.pick(case).declaration.provides or RECURRENT in profile.traits or why_documents_mix(profile):
+            return
+        losses = {}
+        for packing in (True, False):
+            events: list[RunEvent] = []
+            ran = self.run(
+                case,
+                tmp_path,
+                output=f"packed-{packing}",
+                packing=packing,
+                train={"batch_tokens": ALL_ROWS, "max_steps": 1},
+                observers=(events.append,),
+            )
+            (losses[packing],) = [float(event.values["loss"]) for event in events if event.kind == "step"]
+            assert ran.metrics, "the stage returned no metrics"
+        packed, padded = losses[True], losses[False]
+        assert math.isclose(packed, padded, rel_tol=1e-4), (
+            f"the loss of all rows is {packed:.6f} packed, {padded:.6f} padded"
+        )
 
     def test_it_stops_and_resumes_bit_for_bit(self, case: Case, tmp_path: Path) -> None:
         """Ctrl-C after some steps saves a checkpoint there; resumed, the run ends as if nothing had happened."""

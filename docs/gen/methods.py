@@ -49,7 +49,7 @@ def link(page: Path, target: Path, text: str) -> str:
 
 
 def methods(page: Path, words: list[str]) -> str:
-    """Every method, data format and preset that is built in; names link to their pages."""
+    """Every method and preset that is built in, with links to their pages, and the names of the data formats."""
     rows = []
     catalog = own_catalog()
     for slot in SLOTS:
@@ -59,9 +59,8 @@ def methods(page: Path, words: list[str]) -> str:
         for name, preset in sorted(catalog.presets.get(slot, {}).items()):
             text = link(page, preset_page(slot, name), f"`{name}`")
             rows.append([f"{slot} (preset)", text, preset.value.summary, "when named"])
-    data = ROOT / "docs" / "data.md"
-    for name, found in sorted(catalog.formats.items()):
-        rows.append(["data format", link(page, data, f"`{name}`"), found.value.summary, "detected"])
+    names = ", ".join(f"`{name}`" for name in sorted(catalog.formats))
+    rows.append(["data", link(page, ROOT / "docs" / "data" / "formats.md", "formats"), names, "detected"])
     return table(["slot", "name", "what it does", "`auto`"], rows)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import data_pages
 import excerpts
 import matrix
 import measured
@@ -56,16 +57,18 @@ def sections(cls: type, prefix: str = "", seen: set[type] | None = None) -> Iter
         yield from sections(field.section, f"{path}.", seen)
 
 
+# Where traits come from that no method provides, by how they begin.
+FROM = {"model.": "the model", "device.": "the machine", "engine.": "the launch", "batches.": "`data.packing`"}
+
+
 def traits(page: Path, words: list[str]) -> str:
     """The traits, with the built-in methods that provide each whatever their options."""
     catalog = methods.own_catalog()
     rows = []
     for trait, meaning in TRAITS.items():
         who = ", ".join(f"`{name}`" for _, name in catalog.providers_of(trait))
-        if not who and trait.startswith(("model.", "device.", "engine.")):
-            who = (
-                "the model" if trait.startswith("model.") else "the machine" if trait.startswith("device.") else "the launch"
-            )
+        if not who:
+            who = FROM.get(trait.partition(".")[0] + ".", "")
         rows.append([f"`{trait}`", meaning, who])
     return table(["trait", "true when", "from"], rows)
 
@@ -95,9 +98,12 @@ def exitcodes(page: Path, words: list[str]) -> str:
 RENDERERS: dict[str, Renderer] = {
     "claims": claims,
     "config": config,
+    "counted": data_pages.counted,
+    "datasets": data_pages.datasets,
     "declaration": methods.declaration,
     "excerpt": excerpts.excerpt,
     "exitcodes": exitcodes,
+    "format": data_pages.format_facts,
     "formats": methods.formats,
     "matrix": matrix.matrix,
     "measured": measured.measured,
@@ -105,8 +111,10 @@ RENDERERS: dict[str, Renderer] = {
     "options": methods.options,
     "output": excerpts.output,
     "preset": methods.preset,
+    "requests": data_pages.requests,
     "roles": roles,
     "slots": methods.slots,
+    "templates": data_pages.templates,
     "traits": traits,
 }
 

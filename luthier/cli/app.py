@@ -43,6 +43,10 @@ def build_app(plugin_verbs: Mapping[str, Any]) -> typer.Typer:
     app.callback(help=HELP)(root)
     for verb in (demo, plan, train, merge, methods, explain, profile, doctor):
         app.command()(verb)
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the data of runs, and after it.")
+    group.command("inspect")(data_inspect)
+    group.command("clean")(data_clean)
+    app.add_typer(group, name="data")
     for name, offer in sorted(plugin_verbs.items()):
         app.command(name, help=f"{offer.value.summary} (from {offer.provider})")(lambda: None)
     return app
@@ -167,6 +171,37 @@ def profile(
     from luthier.cli import profile as verb
 
     return verb.run(model, as_json=as_json, trust_remote_code=trust_remote_code)
+
+
+def data_inspect(
+    config: Config,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows to render.")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that opens offline.", show_default=False)
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the lengths as a picture.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show the rows as they will be trained, and what became of the others."""
+    from luthier.cli import data_inspect as verb
+
+    return verb.run(config, overrides or [], rows=rows, html=html, png=png, as_json=as_json)
+
+
+def data_clean(
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", min=0.0, help="Only what was not used for so long.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Remove tokenised data from the cache, except what a run is using."""
+    from luthier.cli import data as verb
+
+    return verb.run_clean(older_than=older_than, dry_run=dry_run, as_json=as_json)
 
 
 def doctor(as_json: Json = False) -> int:

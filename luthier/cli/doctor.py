@@ -121,8 +121,8 @@ def _core_packages(packages: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _cache() -> dict[str, Any]:
     """The cache folder, the space on its disk, and the built-in models that are ready in it."""
+    from luthier.core.caching import CACHE_VARIABLE, cache_folder
     from luthier.registry.aliases import ALIASES, is_converted
-    from luthier.registry.cache import CACHE_VARIABLE, cache_folder
 
     folder = cache_folder()
     ready = [alias for alias, model in ALIASES.items() if is_converted(model)]

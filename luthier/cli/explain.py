@@ -1,4 +1,4 @@
-"""`luthier explain TOPIC`: the documentation of a key, method, option, trait, claim, data format or role.
+"""`luthier explain TOPIC`: the documentation of a key, method, option, trait, claim, data format, chat template or role.
 
 Everything comes from the dataclasses and the catalog themselves, so that it cannot fall behind them.
 """
@@ -16,6 +16,7 @@ from luthier.core.catalog import BrokenPlugin, Catalog, Offer
 from luthier.core.config.reference import FieldDoc, describe, sample, sample_value, walk, yaml_text
 from luthier.core.config.schema import SLOT_KEYS, RunConfig
 from luthier.core.contracts import AnyMethod
+from luthier.core.data.templates import named_templates
 from luthier.core.errors import ConfigError
 from luthier.core.extensions import DataFormat, Preset
 from luthier.core.profile import ROLE_GROUPS, ROLES
@@ -55,12 +56,13 @@ def run(topic: str, *, as_json: bool, catalog: Catalog | None = None) -> int:
 
 
 def explain(topic: str, catalog: Catalog) -> list[Entry]:
-    """The entries of a topic, in the order key, method, preset, format, trait, claim, role, broken plugin."""
+    """The entries of a topic, in the order key, method, preset, format, template, trait, claim, role, broken plugin."""
     entries = [
         *_keys(topic, catalog),
         *_methods(topic, catalog),
         *_slot_options(topic, catalog),
         *_named(topic, catalog),
+        *_templates(topic),
         *_vocabulary(topic, catalog),
         *(_broken(broken) for broken in catalog.broken if _is_about(broken, topic)),
     ]
@@ -80,6 +82,7 @@ def topics(catalog: Catalog) -> list[str]:
         *ROLE_GROUPS,
         *catalog.formats,
         *catalog.commands,
+        *named_templates(),
     }
     for slot, offer in catalog.offers():
         method = offer.value
@@ -202,6 +205,26 @@ def _format_entry(offer: Offer[DataFormat]) -> Entry:
         facts={"kind": value.kind, "columns": value.columns, "from": str(offer.provider)},
         example=f"data:\n  train: [{{path: rows.jsonl, format: {value.name}}}]",
     )
+
+
+def _templates(topic: str) -> Iterator[Entry]:
+    templates = named_templates()
+    if topic in ("template", "templates"):
+        summary = "A built-in chat template, named with `data.template`."
+        yield Entry(kind="list", name=topic, summary=summary, facts={name: one.summary for name, one in templates.items()})
+    if topic in templates:
+        template = templates[topic]
+        facts = {
+            "writes": " ".join(["bos"] * template.bos + list(template.tokens)),
+            "ends a turn": template.stop or "the tokenizer's eos",
+            "system": template.system,
+            "tools": "yes" if template.tools else "no",
+            "reasoning": "yes" if template.thinking else "no",
+            "options": ", ".join(template.options),
+        }
+        facts = {label: text for label, text in facts.items() if text}
+        example = _yaml({"data": {"template": topic}})
+        yield Entry(kind="chat template", name=topic, summary=template.summary, facts=facts, example=example)
 
 
 def _vocabulary(topic: str, catalog: Catalog) -> Iterator[Entry]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.cli.text import output_console, parameters, print_json, size
-from luthier.core.plan import Plan, Step
+from luthier.core.plan import DataLook, Plan, Step
 
 
 def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
@@ -39,10 +39,12 @@ def show_plan(plan: Plan, console: Any) -> None:
         table.add_row(step.slot, Text(step.method, style="green"), Text(_options(step)), Text(step.why))
     table.add_row("precision", Text(plan.precision.name, style="green"), "", Text(plan.precision.why))
     for source in plan.data:
-        rows = f"{source.rows:,} rows" if source.rows is not None else "stream"
+        rows = f"{source.rows:,} rows" if source.rows is not None else "streamed"
         role = "data" if source.role == "train" else "held out"
         table.add_row(role, Text(source.format, style="green"), f"{rows}, {source.kind}", Text(source.path))
     console.print(table)
+    if plan.data_look is not None:
+        console.print(Text.assemble(("tokens  ", "bold"), looked(plan.data_look)))
     memory = plan.memory
     console.print(
         f"memory (predicted)  weights {size(memory.weights)}, gradients {size(memory.gradients)}, "
@@ -50,8 +52,21 @@ def show_plan(plan: Plan, console: Any) -> None:
     )
     for entry in plan.rejected:
         console.print(Text.assemble(("not taken  ", "dim"), f"{entry.slot}: {entry.method}: {entry.reason}"))
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *(plan.data_look.warnings if plan.data_look else ())):
         console.print(Text.assemble(("warning  ", "yellow"), warning))
+
+
+def looked(look: DataLook) -> str:
+    """What became of the first rows, in one sentence."""
+    rows = f"all {look.rows:,} rows" if look.whole else f"the first {look.rows:,} rows"
+    counts = [f"{look.kept:,} kept"]
+    for verb, reasons in (("dropped", look.dropped), ("cut", look.cut), ("added", look.added), ("noted", look.notes)):
+        counts += [f"{count:,} {verb} ({reason})" for reason, count in reasons.items()]
+    template = f"; chat template: {look.template}" if look.template else ""
+    return (
+        f"{rows}: {', '.join(counts)}; {look.tokens:,} tokens, {look.trained_tokens:,} learned, "
+        f"by {look.labels_from}{template}"
+    )
 
 
 def _options(step: Step) -> str:

@@ -1,4 +1,4 @@
-"""A run as it goes on: a live bar on a terminal, one quiet line a step anywhere else."""
+"""A run as it goes on: live bars on a terminal, one quiet line a step anywhere else."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Progress:
         self._live = console.is_terminal
         self._bar: Any = None
         self._task: Any = None
+        self._source = ""
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +34,11 @@ class Progress:
             self._say(f"checkpoint {_plain(values['folder'])}")
         elif event.kind == "warning":
             self._say(f"[yellow]warning[/]  {_plain(event.message)}")
+        elif event.kind == "phase" and "rows" in values:
+            self._rows(values)
         elif event.kind in ("phase", "notice") and event.message:
+            if event.kind == "phase":
+                self._close()
             self._say(_plain(event.message))
         elif event.kind in ("finish", "error"):
             self._close()
@@ -47,15 +52,28 @@ class Progress:
             self._console.print(f"step {values['step']}/{values['steps']}  {text}  lr {values['lr']:.2e}")
             return
         if self._bar is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-            from rich.progress import Progress as RichProgress
-
-            self._bar = RichProgress(
-                BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), console=self._console
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(text, total=values["steps"])
+            self._start(text, values["steps"])
         self._bar.update(self._task, completed=values["step"], description=text)
+
+    def _rows(self, values: Any) -> None:
+        """Rows of a source that are tokenised; a terminal sees them go by, anywhere else the phase is said once."""
+        if not self._live:
+            return
+        if self._bar is None or values["source"] != self._source:
+            self._close()
+            self._source = values["source"]
+            self._start(f"rows of {_plain(self._source)}", values["of"])
+        self._bar.update(self._task, completed=values["rows"])
+
+    def _start(self, text: str, total: int | None) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.description}"), console=self._console
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(text, total=total)
 
     def _say(self, text: str) -> None:
         (self._bar.console if self._bar is not None else self._console).print(text)

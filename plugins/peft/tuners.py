@@ -177,5 +177,5 @@ def declaration(name: str, options: Mapping[str, object], stored: str | None) ->
     if name == "prefix_tuning":
         reasons["activations.recomputed"] = "a layer that is computed again no longer sees the learned keys and values"
     if tuner.kind == "prompt":
-        reasons["attention.packed"] = f"{name} puts its tokens before a row, and a packed row holds several texts"
+        reasons["batches.packed"] = f"{name} puts its tokens before a row, and a packed row holds several texts"
     return Declaration(provides=frozenset(provides), conflicts=frozenset(reasons), reasons=FrozenDict(reasons))

@@ -69,7 +69,7 @@ def test_key(catalog: Catalog) -> None:
 def test_section(catalog: Catalog) -> None:
     (entry,) = explain("data.train", catalog)
     assert entry.kind == "section"
-    assert [option.name for option in entry.fields][:2] == ["path", "format"]
+    assert [option.name for option in entry.fields][:2] == ["path", "hub"]
     assert yaml.safe_load(entry.example) == {"data": {"train": [{"path": "<path>", "format": "auto"}]}}
 
 

@@ -18,5 +18,7 @@ def test_built_in_verbs_are_taken(verb: str) -> None:
 def test_every_built_in_verb_is_on_the_command_line() -> None:
     from luthier.cli.app import build_app
 
-    commands = [command.callback.__name__ for command in build_app({}).registered_commands if command.callback]
-    assert sorted(commands) == sorted(VERBS)
+    app = build_app({})
+    commands = [command.callback.__name__ for command in app.registered_commands if command.callback]
+    groups = [str(group.name) for group in app.registered_groups]
+    assert sorted([*commands, *groups]) == sorted(VERBS)

@@ -157,7 +157,7 @@ def test_missing_keys_say_what_to_write() -> None:
         ("model.trust_remote_code", "true", "must be true or false, got 'true' (text)"),
         ("data.train", 5, "must be a list, each item a path (text) or a mapping, got 5 (a number)"),
         ("data.eval", True, "must be a number or a list, each item a path (text) or a mapping, got true (true or false)"),
-        ("data.train_on", "complete", "must be one of completion, all, got 'complete' (text)"),
+        ("data.train_on", "complete", "must be one of completion, assistant, last, all, got 'complete' (text)"),
         ("precision", 16, "must be one of auto, fp32, bf16, mixed, got 16 (a number)"),
         ("output", 5, "must be text, got 5 (a number)"),
         ("output", "\ud800", "must be text that can be written as UTF-8, got '\\ud800'"),
@@ -206,9 +206,9 @@ def test_errors_in_a_list_have_their_item() -> None:
         {"model": "m", "data": {"train": ["a", {"path": 3}, {"path": "b", "rows": 0}], "eval": [{"path": 4}]}}
     )
     assert {problem.where: problem.reason for problem in problems} == {
-        "data.train[1].path": "must be text, got 3 (a number)",
+        "data.train[1].path": "must be text or null, got 3 (a number)",
         "data.train[2].rows": "must be at least 1, got 0",
-        "data.eval[0].path": "must be text, got 4 (a number)",
+        "data.eval[0].path": "must be text or null, got 4 (a number)",
     }
 
 

@@ -64,7 +64,13 @@ def kernel(name: str, function: Callable[..., Any], *, masked: bool = True) -> A
         if masked:
             AttentionMaskInterface.register(name, eager_mask)
 
-    return AttentionKernel(name=name, summary="A trial.", implementation=name, register=register)
+    return AttentionKernel(
+        name=name,
+        summary="A trial.",
+        provides=frozenset({"attention.packed"}),
+        implementation=name,
+        register=register,
+    )
 
 
 def first_key(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any) -> Any:
@@ -89,6 +95,8 @@ BROKEN_KERNELS = [
     ("test_padding_is_seen_by_nobody", kernel("trial_no_mask", plain, masked=False), "a padded batch: the output is"),
     ("test_no_token_sees_a_later_one", kernel("trial_peeking", peeking), "moves the output of those before it"),
     ("test_gradients_are_right", kernel("trial_severed", severed), "the gradient is not that of plain attention"),
+    ("test_packed_documents_are_kept_apart", kernel("trial_mixed", unmasked), "packed: the output is"),
+    ("test_packed_documents_are_kept_apart", kernel("trial_cut", severed), "packed: the gradient is not that"),
     ("test_generation_with_the_cache", kernel("trial_first_key", first_key), "with the key-value cache"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,9 @@ PROMISES = sorted(name for name in vars(TrainingStageContract) if name.startswit
 
 
 def stage(run: Callable[..., Mapping[str, float]]) -> TrainingStage[Any]:
-    return TrainingStage(name="trial", summary="A trial.", data_kind="conversation", run=run)
+    return TrainingStage(
+        name="trial", summary="A trial.", data_kind="conversation", provides=frozenset({"stage.packs"}), run=run
+    )
 
 
 def sound(runtime: Any, config: Any) -> Mapping[str, float]:
@@ -58,6 +61,23 @@ def unstoppable(runtime: Any, config: Any) -> Mapping[str, float]:
     return train(runtime)
 
 
+def forgetful(runtime: Any, config: Any) -> Mapping[str, float]:
+    """Of a packed batch, learns the first row only."""
+    collation: Any = importlib.import_module("luthier.core.data.collate")
+    own = collation.collate_packed
+
+    def first_only(examples: Any) -> Any:
+        batch = own(examples)
+        batch["labels"][:, int(batch["cu_seq_lens_q"][1]) :] = -100
+        return batch
+
+    collation.collate_packed = first_only
+    try:
+        return train(runtime)
+    finally:
+        collation.collate_packed = own
+
+
 def starting_over(runtime: Any, config: Any) -> Mapping[str, float]:
     """Resumes with other weights than it stopped with."""
     from luthier.core import trainer
@@ -76,6 +96,7 @@ BROKEN_STAGES = [
     ("test_it_trains", writing, "1 tensors that do not train were changed, first model.embed_tokens"),
     ("test_it_trains", idle, "parameters that train were not moved"),
     ("test_it_trains", unfinished, "metrics that are no finite numbers: .*accuracy"),
+    ("test_packed_rows_are_learned_as_padded_ones", forgetful, "the loss of all rows is .* packed, .* padded"),
     ("test_it_stops_and_resumes_bit_for_bit", unstoppable, "DID NOT RAISE"),
     ("test_it_stops_and_resumes_bit_for_bit", starting_over, "resumed, .* are not what they are without a stop"),
 ]

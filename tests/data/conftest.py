@@ -15,6 +15,14 @@ from luthier.core.extensions import DataFormat
 from luthier.plugins import alpaca, messages
 
 
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for each test: what another one tokenised must not hide that this one cannot."""
+    folder = tmp_path / "luthier-cache"
+    monkeypatch.setenv("LUTHIER_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def formats() -> dict[str, Offer[DataFormat]]:
     offered = [*alpaca.luthier_data_formats(), *messages.luthier_data_formats()]

@@ -16,7 +16,6 @@ import pytest
 
 from luthier.core.config.schema import RunConfig, SourceConfig
 from luthier.core.data import Examples, PreparedData, prepare
-from luthier.core.data.holdout import hold_out
 from luthier.core.errors import DataError
 from luthier.core.serial import to_plain
 
@@ -63,7 +62,7 @@ def test_examples_give_ids_and_labels(run: Any, jsonl: Write, config: Config, ch
     assert train[0]["labels"].tolist() == [-100] * 6 + ids[6:10] + [-100]
     assert train.lengths.tolist() == [len(ids), 8]
     assert contents(train)[1] == tuple(train[-1]["input_ids"].tolist())
-    assert train.ids.dtype == np.int32
+    assert train.stores[0].ids.dtype == np.int32
     with pytest.raises(IndexError):
         train[2]
 
@@ -100,13 +99,6 @@ def test_copies_stay_on_one_side(run: Any, jsonl: Write, config: Config, chat: C
     same = run(config(jsonl([chat("q", "a")] * 30), eval=0.1))
     assert len(same.eval) == 0
     assert "no row could be held out" in same.report.warnings[0]
-
-
-def test_hold_out_takes_the_smallest_keys_whole_groups_only() -> None:
-    keys = np.array([9, 2, 5, 2, 7, 5, 5, 8], dtype=np.uint64)
-    assert hold_out(keys, 2).tolist() == [False, True, False, True, False, False, False, False]
-    assert np.flatnonzero(hold_out(keys, 3)).tolist() == [1, 3, 4]
-    assert not hold_out(keys, 0).any()
 
 
 @pytest.mark.parametrize("part", [3, 0.99])
@@ -147,7 +139,8 @@ def test_a_fault_deep_in_the_file_names_line_and_column(run: Any, jsonl: Write, 
     with pytest.raises(DataError, match="'bot' is no role") as caught:
         run(config(path))
     assert caught.value.where == f"{path}:556, column messages[1].role"
-    assert caught.value.fix == "format messages: messages"
+    assert caught.value.fix.startswith("format messages: messages")
+    assert "data.bad_rows: drop" in caught.value.fix
 
 
 def test_every_row_too_long(run: Any, jsonl: Write, config: Config, chat: Chat) -> None:

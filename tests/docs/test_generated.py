@@ -33,7 +33,7 @@ def reference() -> Iterator[ModuleType]:
         yield module
     finally:
         sys.path.remove(str(DOCS / "gen"))
-        for name in ("reference", "matrix", "measured", "methods", "excerpts", "blocks"):
+        for name in ("reference", "data_pages", "matrix", "measured", "methods", "excerpts", "blocks"):
             if name not in before:
                 sys.modules.pop(name, None)
 

@@ -35,6 +35,8 @@ OTHER_MEANINGS = {
     ("registry/detect/fields.py", "rope_scaling"),
     # transformers' own attention, which the contract kit compares every kernel with
     ("core/testing/models.py", "eager"),
+    # PyTorch tensors, to a tokenizer
+    ("core/merging.py", "pt"),
 }
 
 # A method that is called like the library it opens up: in the core the word is the library's.

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.core.environment import Environment
+from luthier.core.language_modeling import predicts_next_token as supports
 from luthier.core.options import NoOptions
-from luthier.plugins.sft import supports
 from luthier.registry.detect import detect
 
 MACHINE = Environment(python="3.11", platform="", cpu="", cores=1, memory=0)

@@ -128,6 +128,21 @@ def test_the_recomputed_layer_holds_its_casted_inputs(profiles: Callable[..., An
     assert more == 8 * 2 * 1000 * (16 + 1)
 
 
+def test_pairs_of_positions_count_in_packed_batches(profile: Any) -> None:
+    """50 numbers and 100 bytes a pair; a quarter of it where the layers keep a quarter."""
+    terms = [MemoryTerms(pair_bytes=lambda width: 50 * width), MemoryTerms(pair_bytes=lambda width: 100)]
+    for precision, each in ((FP32, 300), (BF16, 200)):
+        plain = forecast(profile, terms, precision, batch_tokens=10)
+        packed = forecast(profile, terms, precision, batch_tokens=10, packed=True)
+        assert packed.activations - plain.activations == each * 10**2
+        quarter = [*terms, MemoryTerms(activation_scale=0.25)]
+        less = [
+            forecast(profile, quarter, precision, batch_tokens=10, packed=packing).activations for packing in (True, False)
+        ]
+        assert less[0] - less[1] == each * 10**2 / 4
+    assert forecast(profile, terms, FP32, 10) == forecast(profile, [], FP32, 10)
+
+
 def test_the_peak_is_the_sum_and_grows_with_the_batch(profile: Any) -> None:
     terms = [MemoryTerms(trainable=P), ADAMW]
     small, large = (forecast(profile, terms, FP32, batch_tokens=tokens) for tokens in (8, 16))

@@ -133,6 +133,22 @@ def test_a_plan_says_what_detection_did_not_understand(shop: Any, profiles: Call
     assert any("model.odd (no projection)" in warning for warning in shop.plan().warnings)
 
 
+def test_rows_longer_than_the_model_knows_positions(shop: Any, profiles: Callable[..., Any]) -> None:
+    def warned(length: int, **keys: Any) -> list[str]:
+        made = shop.plan(data={"train": ["rows.jsonl"], "max_length": length}, **keys)
+        return [warning for warning in made.warnings if "max_length" in warning]
+
+    shop.profile = profiles(context_length=2048)
+    assert warned(2048) == []
+    (warning,) = warned(2049)
+    assert warning.startswith("data.max_length is 2049, and the model knows 2048 positions")
+    shop.add("patches", "stretch", claims=frozenset({"positions.scale"}))
+    assert warned(4096, patches=["stretch"]) == []
+    assert len(warned(4096)) == 1
+    shop.profile = profiles(context_length=None)
+    assert warned(10**6) == []
+
+
 def test_evaluation_without_held_out_rows_is_refused(shop: Any) -> None:
     problem = shop.refused(train={"eval_every": 10}).problems[0]
     assert (problem.where, problem.fix) == ("train.eval_every", "set data.eval, for example to 0.05")

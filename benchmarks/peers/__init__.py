@@ -1,0 +1,1 @@
+"""Other frameworks, each in an environment of its own, doing the same work as Luthier for comparison."""
