@@ -47,12 +47,22 @@ def require(row: Row, column: str) -> Any:
     return row[column]
 
 
+def encodable(text: str, column: str) -> str:
+    """The text; raises RowError where no tokenizer could read it (a lone surrogate is valid JSON, but no text)."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RowError(f"has a broken Unicode escape, \\u{ord(text[error.start]):04x}", column=column) from error
+    return text
+
+
 def text_of(row: Row, column: str) -> str:
-    """A text, which may be empty; raises RowError when it is missing, null or no string."""
+    """A text, which may be empty; raises RowError when it is missing, null, no string, or cannot be encoded."""
     value = require(row, column)
     if not isinstance(value, str):
         raise RowError(f"must be a string, not {shown_type(value)}", column=column)
-    return value
+    return encodable(value, column)
 
 
 def optional_text(row: Row, column: str | None) -> str:
@@ -62,7 +72,7 @@ def optional_text(row: Row, column: str | None) -> str:
         return ""
     if not isinstance(value, str):
         raise RowError(f"must be a string, not {shown_type(value)}", column=str(column))
-    return value
+    return encodable(value, str(column))
 
 
 def filled_text(row: Row, column: str, what: str = "is empty") -> str:
@@ -158,7 +168,7 @@ def tools_of(row: Row, column: str = "tools") -> dict[str, Any]:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError(f"is no JSON: {error}", column=column) from error
     if not value:
         return {}

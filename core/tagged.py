@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from luthier.core.extensions import RowError
 from luthier.core.options import option
-from luthier.core.rows import Turn, shown_type
+from luthier.core.rows import Turn, encodable, shown_type
 
 # Understood beside the tags of the options, whatever those are.
 KNOWN_ROLES: Final = {
@@ -85,6 +85,7 @@ def _turn(message: Any, column: str, tags: Tags, roles: Mapping[str, str]) -> Tu
         return {**message, "role": role}  # a message as chat APIs write it, with whatever else it has
     if not isinstance(content, str):
         raise RowError(f"must be a string, not {shown_type(content)}", column=f"{column}.{content_key}")
+    content = encodable(content, f"{column}.{content_key}")
     return {"role": role, "content": content, **(_learned(message, f"{column}.loss") if role == "assistant" else {})}
 
 
@@ -103,7 +104,7 @@ def calls_of(text: Any, column: str) -> list[dict[str, Any]]:
     """Tool calls as messages have them, of a call or a list of calls, or their JSON text; raises RowError for others."""
     try:
         calls = json.loads(text) if isinstance(text, str) else text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(f"is a tool call, and no JSON: {error}", column=column) from error
     calls = calls if isinstance(calls, list | tuple) else [calls]
     for call in calls:
@@ -117,6 +118,12 @@ def calls_of(text: Any, column: str) -> list[dict[str, Any]]:
 def _arguments(call: Mapping[str, Any], column: str) -> Any:
     arguments = call.get("arguments", {})
     try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError as error:
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError) as error:
         raise RowError(f"is a tool call whose arguments are no JSON: {error}", column=column) from error
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping):
+        raise RowError(f"is a tool call whose arguments are {shown_type(arguments)}, not an object", column=column)
+    return arguments

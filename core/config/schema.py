@@ -138,7 +138,9 @@ class DataConfig:
         False, "Read, tokenise and batch while training, for data that is larger than the disk; needs `train.max_steps`."
     )
     window: int = option(10_000, "Rows that are shuffled and batched together under `streaming`.", unit="rows", ge=1)
-    workers: int = option(0, "Processes that tokenise; 0 takes one for each core that this process may use.", ge=0)
+    workers: int = option(
+        0, "Processes that tokenise; 0 takes one for each core that this process may use, and none under `streaming`.", ge=0
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.eval, float) and self.eval >= 1:

@@ -34,21 +34,24 @@ def _call(call: Any, at: str) -> dict[str, Any]:
     if call.get("type", "function") != "function":
         raise RowError(f"{call['type']!r:.40} is no type of tool call that is known: function", column=f"{at}.type")
     made: dict[str, Any] = {"type": "function"}
-    made["function"] = {"name": function["name"], "arguments": _arguments(function.get("arguments"), f"{at}.arguments")}
-    return {"id": str(call["id"]), **made} if call.get("id") else made
+    made["function"] = {
+        "name": _written(function["name"], f"{at}.name"),
+        "arguments": _arguments(function.get("arguments"), f"{at}.arguments"),
+    }
+    return {"id": _written(str(call["id"]), f"{at}.id"), **made} if call.get("id") else made
 
 
 def _arguments(value: Any, column: str) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError(f"is no JSON: {error}", column=column) from error
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise RowError(f"must be an object, not {json_type(value)}", column=column)
-    return plain(value)
+    return _written(value, column)
 
 
 def checked_tools(value: Any, column: str = "tools") -> list[dict[str, Any]]:
@@ -65,7 +68,19 @@ def _tool(tool: Any, at: str) -> dict[str, Any]:
     if "function" not in tool and tool.get("type") not in (None, "function"):
         raise RowError(f"{tool['type']!r:.40} is no type of tool that is known: function", column=f"{at}.type")
     bare = {key: item for key, item in function.items() if key != "type"} if function is tool else function
-    return {"type": "function", "function": plain(bare)}
+    return {"type": "function", "function": _written(bare, at)}
+
+
+def _written(value: Any, column: str) -> Any:
+    """Plain values that a chat template can write as JSON and a tokenizer can read; raises RowError for others."""
+    try:
+        made = plain(value)
+        json.dumps(made, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError("has a broken Unicode escape, half of a surrogate pair", column=column) from error
+    except (TypeError, RecursionError) as error:
+        raise RowError(f"cannot be written as JSON: {error}", column=column) from error
+    return made
 
 
 def plain(value: Any) -> Any:

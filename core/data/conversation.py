@@ -20,6 +20,7 @@ from luthier.core.contracts import DataKind
 from luthier.core.data.calls import checked_calls, checked_tools
 from luthier.core.data.sources import json_type
 from luthier.core.extensions import Row, RowError
+from luthier.core.rows import encodable
 
 Messages: TypeAlias = list[dict[str, Any]]
 ROLES: Final = ("system", "user", "assistant", "tool")
@@ -57,16 +58,21 @@ def check_messages(value: Any, column: str = "messages") -> Messages:
     return [_message(message, column, index) for index, message in enumerate(value)]
 
 
+def check_conversation(value: Any, column: str, *, led: bool = False) -> Messages:
+    """Messages to learn from, for a format whose rows have them in another column, which errors then name.
+
+    `led`: something comes before them, such as a system text from a column of its own.
+    """
+    messages = check_messages(value, column)
+    _learnable(messages, column, led=led)
+    return messages
+
+
 def check_text(value: Any, column: str) -> str:
     """A string that can be encoded; raises RowError otherwise (a lone surrogate is valid JSON, but no text)."""
     if not isinstance(value, str):
         raise RowError(f"must be a string, not {json_type(value)}", column=column)
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RowError(f"has a broken Unicode escape, \\u{ord(value[error.start]):04x}", column=column) from error
-    return value
+    return encodable(value, column)
 
 
 def _message(message: Any, column: str, index: int) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def _any_message(message: Any, at: str) -> dict[str, Any]:
         elif key in _TEXTS:
             made[key] = check_text(value, f"{at}.{key}")
         elif key in ("train", "weight"):
-            made["train"] = _train(value, key, at)
+            made["train"] = _train(value, key, at) and made.get("train", True)
         elif key not in ("role", "content", "tool_calls", "function_call"):
             raise RowError(
                 "is not understood, and leaving it out would change what is learned (the format messages has the option "
@@ -156,10 +162,14 @@ def _conversation(row: Row) -> dict[str, Any]:
         _answers(messages, "messages", required=False)
         _answers(completion, "completion")
         return {"messages": messages, "completion": completion}
-    _answers(messages, "messages")
-    if messages[0]["role"] == "assistant" and messages[0].get("train") is not False:
-        raise RowError("begins with the assistant: no prompt leads to such an answer", column="messages[0].role")
+    _learnable(messages, "messages")
     return {"messages": messages}
+
+
+def _learnable(messages: Messages, column: str, *, led: bool = False) -> None:
+    _answers(messages, column)
+    if not led and messages[0]["role"] == "assistant" and messages[0].get("train") is not False:
+        raise RowError("begins with the assistant: no prompt leads to such an answer", column=f"{column}[0].role")
 
 
 def _text(row: Row) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 preference    -> conversation   the chosen answer
 unpaired      -> conversation   the answers whose label is true; the others are left out
 conversation, preference, unpaired -> prompt
-                                what leads to the last answer, which becomes the reference
+                                what leads to the last answer, which becomes the reference: its text, or, where it calls
+                                tools, the message itself
 """
 
 from __future__ import annotations
@@ -53,17 +54,21 @@ def _good(row: Row) -> Row:
 def _prompt_of_conversation(row: Row) -> Row:
     messages = [*row["messages"], *row.get("completion", ())]
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    return _with_tools(row, {"messages": messages[:last], "reference": messages[last]["content"]})
+    return _with_tools(row, {"messages": messages[:last], "reference": _reference(messages[last])})
 
 
 def _prompt_of_preference(row: Row) -> Row:
-    return _with_tools(row, {"messages": row["messages"], "reference": row["chosen"][-1]["content"]})
+    return _with_tools(row, {"messages": row["messages"], "reference": _reference(row["chosen"][-1])})
 
 
 def _prompt_of_unpaired(row: Row) -> Row:
     if not row["label"]:
         return _with_tools(row, {"messages": row["messages"]})
-    return _with_tools(row, {"messages": row["messages"], "reference": row["completion"][-1]["content"]})
+    return _with_tools(row, {"messages": row["messages"], "reference": _reference(row["completion"][-1])})
+
+
+def _reference(answer: Row) -> Any:
+    return answer if "tool_calls" in answer else answer["content"]
 
 
 def _with_tools(row: Row, made: dict[str, Any]) -> Row:

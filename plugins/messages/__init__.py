@@ -46,6 +46,11 @@ def convert(row: Row, options: MessagesConfig) -> Row:
     messages = row[column]
     if options.ignore and isinstance(messages, list | tuple):
         messages = [_without(message, options.ignore) for message in messages]
+    if column != "messages":
+        # Not at the top: discovery imports this module. Checked here so that errors name the row's own column.
+        from luthier.core.data.conversation import check_conversation
+
+        messages = check_conversation(messages, column)
     return {"messages": messages} | tools_of(row)
 
 

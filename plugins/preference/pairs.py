@@ -37,9 +37,8 @@ def convert(row: Row) -> Row:
 
 
 def preference(row: Row, prompt: list[Turn], chosen: list[Turn], rejected: list[Turn]) -> Row:
-    """The canonical row, with the row's system text, tools and margin; raises RowError when the answers are the same."""
-    if chosen == rejected:
-        raise RowError("is the same as chosen: there is nothing to prefer", column="rejected")
+    """The canonical row, with the row's system text, tools and margin. Answers that are the same are noted when they are
+    tokenised, as TRL takes them."""
     messages = with_system(prompt, row, SYSTEM_COLUMNS)
     return {"messages": messages, "chosen": chosen, "rejected": rejected, **tools_of(row), **margin(row)}
 

@@ -100,14 +100,19 @@ def test_missing_tensor(luthier: Run, write_config: Write, tiny_folder: Callable
     [
         ("", ["rows.jsonl", "no rows"]),
         ('{"messages": []}\n{"messages": oops}\n', ["rows.jsonl:2"]),
-        ('{"prompt": "x"}\n', ["prompt", "messages"]),
+        ('{"colour": "x"}\n', ["rows.jsonl:1", "colour", "columns"]),
         ('{"messages": "not a list"}\n', ["rows.jsonl:1", "messages"]),
-        ('{"messages": [{"role": "user", "content": "hi"}]}\n', ["rows.jsonl:1", "assistant"]),
     ],
 )
 def test_data_that_cannot_be_read(luthier: Run, write_config: Write, rows: Path, text: str, words: list[str]) -> None:
     rows.write_text(text)
     assert_refused(luthier("train", write_config()), 4, *words)
+
+
+def test_rows_without_an_answer_are_prompts(luthier: Run, write_config: Write, rows: Path) -> None:
+    """Nothing is wrong with such rows: they are for another stage, which the plan says."""
+    rows.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    assert_refused(luthier("train", write_config()), 2, "rows.jsonl", "prompt", "conversation")
 
 
 def test_row_without_the_column(luthier: Run, write_config: Write, rows: Path) -> None:

@@ -37,8 +37,7 @@ SMALL_BY_TYPE: dict[str, dict[str, Any]] = {
 # Cases that wait for the stages and kernels of later issues; any other case that waits has lost its method.
 MAY_WAIT = {
     "two-losses", "two-lora-kernels", "unsloth-missing", "flash-missing", "lora-gpt2", "fused-gpt2", "s2-on-mamba",
-    "s2-llama", "rm-needs-pairs", "dpo-needs-pairs", "ppo-needs-reward", "pissa-dpo-reference", "streaming-no-steps",
-    "collects-all",
+    "s2-llama", "rm-needs-pairs", "dpo-needs-pairs", "ppo-needs-reward", "pissa-dpo-reference", "collects-all",
 }  # fmt: skip
 
 
@@ -56,11 +55,6 @@ def waits_for(case: Mapping[str, Any]) -> list[str]:
     lacking += [name for name in case.get("rejected", []) if not list(catalog.find(name))]
     if "typo" in case["id"]:
         return []
-    data = case["set"].get("data", {})
-    if "preference" in json.dumps(data) and not any(offer.value.kind == "preference" for offer in catalog.formats.values()):
-        lacking.append("a preference format")
-    if data.get("streaming"):
-        lacking.append("streaming")
     return lacking
 
 

@@ -52,7 +52,7 @@ def test_text_that_it_knows_how_to_read(tmp_path: Path) -> None:
     """Plain English in the examples' own words: to the real model a word is one of some dozens, not of 49,152."""
     texts = ROOT / "examples" / "data" / "texts.jsonl"
     assert len(texts.read_text(encoding="utf-8").splitlines()) == 24
-    data = {"train": [{"path": str(texts), "rows": 16}], "eval": 4, "max_length": 512, "packing": True}
+    data = {"train": [{"path": str(texts), "rows": 6}], "eval": 2, "max_length": 512, "packing": True}
     results = train(tmp_path / "text", [], data=data, stage="pt")
     assert 5 < results["eval_perplexity"] < 60
     assert results["eval_perplexity"] == pytest.approx(math.exp(results["eval_loss"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -43,6 +44,26 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
             [USER, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}],
             "messages[1].tool_calls[0].arguments",
             "must be an object, not a list",
+        ),
+        (
+            [USER, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": '{"x": "\\ud83d"}'}}]}],
+            "messages[1].tool_calls[0].arguments",
+            "broken Unicode escape",
+        ),
+        (
+            [USER, ANSWER | {"tool_calls": [{"function": {"name": "\ud83d"}}]}],
+            "messages[1].tool_calls[0].name",
+            "broken Unicode escape",
+        ),
+        (
+            [USER, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": {"day": date(2026, 1, 1)}}}]}],
+            "messages[1].tool_calls[0].arguments",
+            "cannot be written as JSON: Object of type date",
+        ),
+        (
+            [USER, ANSWER | {"tool_calls": [{"function": {"name": "f", "arguments": "[" * 200_000}}]}],
+            "messages[1].tool_calls[0].arguments",
+            "is no JSON: maximum recursion depth",
         ),
         ([USER, ANSWER | {"weight": 0.5}], "messages[1].weight", "must be 0 or 1"),
         ([USER, ANSWER | {"train": 1}], "messages[1].train", "must be true or false"),
@@ -154,3 +175,16 @@ def test_a_reason_has_nothing_of_the_row() -> None:
     assert one.reason == "messages[].role ... is no role"
     assert RowError("is missing; the row has: a, b", column="output").reason == "output is missing"
     assert RowError("cannot be read").reason == "cannot be read"
+
+
+def test_an_answer_is_learned_only_where_train_and_weight_both_say_so() -> None:
+    for given in ({"weight": 0, "train": True}, {"train": True, "weight": 0}, {"weight": 1, "train": False}):
+        assert check_messages([ANSWER | given]) == [ANSWER | {"train": False}], given
+    assert check_messages([ANSWER | {"weight": 1, "train": True}]) == [ANSWER]
+
+
+def test_tools_that_no_tokenizer_can_read_are_named() -> None:
+    tools = [{"name": "f"}, {"name": "g", "description": "\ud83d"}]
+    with pytest.raises(RowError, match="broken Unicode escape") as caught:
+        check_row("conversation", {"messages": [USER, ANSWER], "tools": tools})
+    assert caught.value.column == "tools[1]"

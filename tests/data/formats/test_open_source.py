@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
@@ -20,6 +21,8 @@ from luthier.registry.catalog import discover
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
 OTHER = {"role": "assistant", "content": "No"}
+HUMAN = {"from": "human", "value": "Hi"}
+EMPTY = {"from": "gpt", "value": ""}
 PAIR = {"prompt": [USER], "chosen": [ANSWER], "rejected": [OTHER]}
 
 
@@ -153,3 +156,52 @@ def test_it_goes_to_another_process(opened: Callable[..., OpenSource]) -> None:
     expected = source.convert(row)
     moved = ForkingPickler.loads(ForkingPickler.dumps(replace(source, rows=None)))
     assert moved.convert(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "column"),
+    [
+        ({"conversations": [HUMAN, EMPTY], "system": "Be brief."}, {}, "conversations[1].value"),
+        ({"chat": [HUMAN, EMPTY]}, {"columns": {"conversations": "chat"}}, "chat[1].value"),
+        ({"conversations": [USER, ANSWER | {"content": " "}]}, {}, "conversations[1].content"),
+        ({"conversations": [{"from": "gpt", "value": "Hi"}, HUMAN]}, {}, "conversations[0].from"),
+        ({"conversations": [HUMAN]}, {}, "conversations"),
+        ({"conversation": [USER, ANSWER | {"content": ""}]}, {}, "conversation[1].content"),
+        ({"conversation": [ANSWER]}, {}, "conversation[0].role"),
+    ],
+)
+def test_an_error_names_the_message_as_the_row_has_it(
+    opened: Callable[..., OpenSource], row: Any, source: Any, column: str
+) -> None:
+    """A system text of its own column moves no number, and the canonical name `messages` is not what the file says."""
+    with pytest.raises(BadRow) as caught:
+        opened([row], **source)
+    assert caught.value.where.endswith(f":1, column {column}")
+
+
+def test_a_reference_that_calls_tools_is_the_whole_answer(opened: Callable[..., OpenSource]) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert converted(opened([{"messages": [USER, answer]}], kind="prompt")) == [{"messages": [USER], "reference": answer}]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "column"),
+    [
+        ({"instruction": "Hi", "output": "\ud83d"}, {}, "output"),
+        ({"conversations": [HUMAN, EMPTY | {"value": "x"}], "system": "\ud83d"}, {}, "system"),
+        ({"conversations": [HUMAN, EMPTY | {"value": "\ud83d"}]}, {}, "conversations[1].value"),
+        ({"prompt": "Hi", "chosen": "\ud83d", "rejected": "No"}, {}, "chosen"),
+        ({"q": "Hi", "a": "\ud83d"}, {"question": "q", "response": "a"}, "a"),
+    ],
+)
+def test_half_a_surrogate_pair_is_found_where_it_stands(
+    tmp_path: Path, installed: Mapping[str, Offer[DataFormat]], row: Any, columns: Any, column: str
+) -> None:
+    """Valid in a JSON file as an escape, and no text that a tokenizer could read."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row), encoding="ascii")
+    config = parse_config({"model": "m", "data": {"train": [{"path": str(path), "columns": columns}]}})
+    with pytest.raises(BadRow, match=r"broken Unicode escape, \\ud83d") as caught:
+        open_source(config.data.train[0], installed)
+    assert caught.value.where == f"{path}:1, column {column}"

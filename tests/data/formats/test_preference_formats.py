@@ -104,7 +104,6 @@ def test_one_score_alone_is_no_margin() -> None:
         ({"prompt": "a", "chosen": "b"}, "rejected", "is missing"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected", "is an empty answer"),
         ({"prompt": "a", "chosen": 3, "rejected": "b"}, "chosen", "must be a string or a list of messages, not a number"),
-        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "rejected", "the same as chosen"),
         ({"chosen": [HI, HELLO], "rejected": [MORE, WHAT]}, "rejected", "no beginning with a prompt in common"),
         ({"chosen": [HI], "rejected": [HI, WHAT]}, "rejected", "no beginning with a prompt in common"),
         ({"prompt": "a", "chosen": [HI, HELLO], "rejected": [WHAT]}, "chosen", "begins neither with an answer nor"),
@@ -123,8 +122,9 @@ def test_what_is_wrong(row: dict[str, Any], column: str, words: str) -> None:
 
 
 def test_two_conversations_that_are_the_same() -> None:
-    with pytest.raises(RowError, match="the same as chosen"):
-        pairs.convert({"chosen": [HI, HELLO], "rejected": [HI, HELLO]})
+    """Nothing to prefer, and no fault either: TRL takes them, and the report counts them."""
+    row = pairs.convert({"chosen": [HI, HELLO], "rejected": [HI, HELLO]})
+    assert row == {"messages": [HI], "chosen": [HELLO], "rejected": [HELLO]}
 
 
 @pytest.mark.parametrize(

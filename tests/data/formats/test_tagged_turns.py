@@ -94,3 +94,17 @@ def test_what_is_no_conversation(value: Any, column: str, words: str) -> None:
     with pytest.raises(RowError, match=words) as caught:
         tagged_turns(value, "c", Tags())
     assert caught.value.column == column
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ('{"name": "f", "arguments": [1]}', "is a tool call whose arguments are a list, not an object"),
+        ('{"name": "f", "arguments": "7"}', "is a tool call whose arguments are a number, not an object"),
+        ("[" * 200_000, "is a tool call, and no JSON: maximum recursion depth"),
+    ],
+)
+def test_calls_that_nobody_can_make(call: str, words: str) -> None:
+    with pytest.raises(RowError, match=words) as caught:
+        tagged_turns([{"from": "function_call", "value": call}], "conversations", Tags())
+    assert caught.value.column == "conversations[0].value"

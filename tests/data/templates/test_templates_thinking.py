@@ -20,13 +20,14 @@ THOUGHT = {"role": "assistant", "content": "42", "reasoning_content": "Seven six
 AGAIN = {"role": "user", "content": "And 7 * 7?"}
 SECOND = {"role": "assistant", "content": "49", "reasoning_content": "Seven sevens."}
 TALK = [ASK, THOUGHT, AGAIN, SECOND]
-# Qwen3's card and its own template: the last answer with its thinking, earlier ones without.
+# llama.cpp models/templates/Qwen-Qwen3-0.6B.jinja: equal. The last answer with its thinking, earlier ones without.
 QWEN_LAST = (
     "<|im_start|>user\n7 * 6?<|im_end|>\n<|im_start|>assistant\n42<|im_end|>\n<|im_start|>user\nAnd 7 * 7?<|im_end|>\n"
     "<|im_start|>assistant\n<think>\nSeven sevens.\n</think>\n\n49<|im_end|>\n"
 )
 QWEN_ALL = QWEN_LAST.replace("assistant\n42", "assistant\n<think>\nSeven sixes.\n</think>\n\n42")
-# DeepSeek-R1's card: every answer begins with "<think>\n"; the documentation of its API: earlier thinking is left out.
+# llama.cpp models/templates/deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja: prompts, to "<think>\n", and earlier answers
+# equal. It drops the thinking of the last answer as well: what is learned has no original but the model's own output.
 R1_LAST = (
     "<s><｜User｜>7 * 6?<｜Assistant｜>42</s><｜User｜>And 7 * 7?<｜Assistant｜><think>\nSeven sevens.\n</think>\n\n49</s>"
 )
@@ -106,7 +107,7 @@ def test_without_thinking_the_empty_thought_belongs_to_every_prompt(family: Call
     tokenizer = family("qwen3")
     plain = [ASK, {"role": "assistant", "content": "42"}, AGAIN, {"role": "assistant", "content": "49"}]
     prompt = tokenizer.apply_chat_template([ASK], tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    # Qwen3's card, "enable_thinking=False"
+    # llama.cpp models/templates/Qwen-Qwen3-0.6B.jinja with enable_thinking=False: equal
     assert prompt == "<|im_start|>user\n7 * 6?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     assert learned(tokenizer, plain, enable_thinking=False) == "42<|im_end|>49<|im_end|>"
     with pytest.raises(DataError, match=r"rows\.jsonl:7"):

@@ -34,7 +34,8 @@ JSON = (
     '{"type": "function", "function": {"name": "get_weather", "description": "Get weather", "parameters": {"type": '
     '"object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}'
 )
-# Qwen's documentation, "Function calling": the prompt of Hermes-style tools in Qwen 2.5 and Qwen 3.
+# llama.cpp models/templates/Qwen-Qwen2.5-7B-Instruct.jinja and Qwen-Qwen3-0.6B.jinja, trl/chat_templates/qwen2_5.jinja,
+# qwen3.jinja and qwen3_instruct_2507.jinja: equal, also with several calls, with content beside them and with thinking.
 QWEN_TOOLS = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
     "signatures within <tools></tools> XML tags:\n<tools>\n" + JSON + "\n</tools>\n\nFor each function call, return a json "
@@ -53,14 +54,15 @@ EXPECTED = {
     + "It is sunny.<|im_end|>\n",
     "qwen3": "<|im_start|>system\n" + QWEN_TOOLS + QWEN_TALK + "<think>\n\n</think>\n\nIt is sunny.<|im_end|>\n",
     "qwen3-instruct": "<|im_start|>system\n" + QWEN_TOOLS + QWEN_TALK + "It is sunny.<|im_end|>\n",
-    # The parts are those of Mistral-7B-Instruct-v0.3's own template; of Nemo's the same without the spaces.
+    # axolotl mistral_v2v3.jinja, llama.cpp models/templates/mistralai-Mistral-Nemo-Instruct-2407.jinja: equal for one
+    # question. The result stands unquoted as there; mistral-common writes plain text as a JSON string.
     "mistral-v3": "<s>[AVAILABLE_TOOLS] [" + JSON + "][/AVAILABLE_TOOLS][INST] What is the weather?[/INST][TOOL_CALLS] "
     '[{"name": "get_weather", "arguments": {"city": "Zürich"}, "id": "abcdefghi"}]</s>[TOOL_RESULTS] {"content": sunny, '
     '"call_id": "abcdefghi"}[/TOOL_RESULTS] It is sunny.</s>',
     "mistral-nemo": "<s>[AVAILABLE_TOOLS][" + JSON + "][/AVAILABLE_TOOLS][INST]What is the weather?[/INST][TOOL_CALLS]"
     '[{"name": "get_weather", "arguments": {"city": "Zürich"}, "id": "abcdefghi"}]</s>[TOOL_RESULTS]{"content": sunny, '
     '"call_id": "abcdefghi"}[/TOOL_RESULTS]It is sunny.</s>',
-    # Meta's llama-models, models/llama3_1/prompt_format.md, "JSON based tool calling", and the model's own template
+    # llama.cpp models/templates/meta-llama-Llama-3.1-8B-Instruct.jinja, trl/chat_templates/llama3_1.jinja: equal
     "llama3.1": "<s><|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython\nCutting Knowledge Date: "
     "December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n"
     "\nGiven the following functions, please "
