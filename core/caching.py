@@ -12,6 +12,7 @@ from typing import Final
 from luthier.core.atomic import sync_tree
 
 CACHE_VARIABLE: Final = "LUTHIER_CACHE"
+MAKING: Final = ".making-"
 
 
 def cache_folder() -> Path:
@@ -31,7 +32,7 @@ def workshop(folder: Path) -> Iterator[Path]:
     Raises OSError when `folder` cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder, ignore_cleanup_errors=True) as made:
+    with tempfile.TemporaryDirectory(prefix=MAKING, dir=folder, ignore_cleanup_errors=True) as made:
         yield Path(made)
 
 

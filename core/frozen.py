@@ -35,6 +35,10 @@ class FrozenDict(Mapping[K, V]):
             self._hash = hash(frozenset(self._items.items()))
         return self._hash
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the hash: that of a text is another number in each process.
+        return FrozenDict, (self._items,)
+
     def __repr__(self) -> str:
         return f"FrozenDict({self._items!r})"
 

@@ -131,7 +131,9 @@ class DataConfig:
     )
     system: str | None = option(None, "System message of conversations that have none.")
     bad_rows: Literal["error", "drop"] = option(
-        "error", "What happens to a row that its format cannot convert: an error naming it, or dropped and counted."
+        "error",
+        "What happens to a row that its format cannot convert, or whose tokens are not those of inference: an error naming "
+        "it, or dropped and counted.",
     )
     packing: bool = option(False, "Put several rows into one sequence; the attention keeps them apart, nothing is padding.")
     streaming: bool = option(

@@ -1,8 +1,9 @@
 """The data worker: sources of rows to batches of token ids, with every row accounted for.
 
 sources/         files, folders, URLs, hub data sets -> rows, each with its place
-formats.py       which format a source has; rows converted          conversation.py, kinds.py: the canonical forms, checked
-survey.py        the first look, for the plan
+formats.py       which format a source has; rows converted          columns.py: columns under other names
+conversation.py  the canonical form of a row, checked               calls.py: of tool calls; kinds.py: one kind as another
+survey.py        the sources, for the plan                          look.py: what becomes of their first rows
 templates/       chat templates by name                             encode/: canonical rows -> token ids and labels
 prepare.py       all of it: tokenised, sampled, held out, mixed     report.py: the account
   making.py        one source's tokens, from the cache or made      tokenise.py: a batch of rows; tally.py: its counts
@@ -12,7 +13,8 @@ prepare.py       all of it: tokenised, sampled, held out, mixed     report.py: t
 examples.py      tokenised rows as a data set
 batches.py       the run's micro-batches, decided beforehand        packing.py: several rows in one sequence
 collate.py       examples -> tensors, padded or packed
-stream.py        all of it while training                           inspect/: what the model will see
+stream.py        all of it while training                           stream_*.py: its rows, windows, report, opening
+inspect/         what the model will see
 """
 
 from luthier.core.data.batches import BatchSchedule

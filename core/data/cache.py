@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.core.atomic import is_disk_full
-from luthier.core.caching import CACHE_VARIABLE, cache_folder, publish_folder, workshop
-from luthier.core.data.store import TokenStore
+from luthier.core.caching import CACHE_VARIABLE, MAKING, cache_folder, publish_folder, workshop
+from luthier.core.data.store import DTYPES, TokenStore
 from luthier.core.errors import OutputError
 from luthier.core.lock import FolderLock
 
 META: Final = "meta.json"
+FILES: Final = frozenset({META, *(f"{name}.npy" for name in DTYPES)})
 DAY: Final = 24 * 3600.0
 _WAIT: Final = 0.2
 
@@ -203,9 +204,12 @@ def _errors_of(folder: Path) -> Iterator[None]:
 
 
 def clean(*, older_than: float | None = None, dry_run: bool = False) -> Cleaned:
-    """Remove every entry, or those not used for `older_than` days, except those that a process uses or makes."""
+    """Remove every entry, or those not used for `older_than` days, except those that a process uses or makes.
+
+    Folders that hold anything else are left alone: LUTHIER_CACHE may name a folder in which somebody has a `data` already.
+    """
     folder = data_folder()
-    names = sorted({path.name.lstrip(".") for path in folder.iterdir() if path.is_dir()}) if folder.is_dir() else []
+    names = sorted({path.name.lstrip(".") for path in folder.iterdir() if _is_ours(path)}) if folder.is_dir() else []
     removed = size = kept = 0
     in_use: list[str] = []
     before = None if older_than is None else time.time() - older_than * DAY
@@ -224,6 +228,17 @@ def clean(*, older_than: float | None = None, dry_run: bool = False) -> Cleaned:
     return Cleaned(folder=str(folder), removed=removed, bytes=size, kept=kept, in_use=tuple(in_use))
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether it is a folder with the files of an entry and no others, or one in which an entry is made."""
+    try:
+        names = [] if path.is_symlink() or not path.is_dir() else os.listdir(path)
+    except FileNotFoundError:  # somebody else has removed it meanwhile
+        return False
+    if path.name.startswith("."):
+        return bool(names) and all(name.startswith(MAKING) for name in names)
+    return bool(names) and FILES.issuperset(names)
+
+
 def _last_used(place: Path) -> float:
     path = next((path for path in (place / META, place, _making(place)) if path.exists()), None)
     return path.stat().st_mtime if path else 0.0
@@ -239,7 +254,7 @@ def _remove(place: Path, *, dry_run: bool) -> int | None:
         with _unused(place / META) as free:
             if not free:
                 return None
-            folders = [path for path in (place, _making(place)) if path.exists()]
+            folders = [path for path in (place, _making(place)) if _is_ours(path)]
             size = sum(file.stat().st_size for path in folders for file in path.rglob("*") if file.is_file())
             for path in folders if not dry_run else ():
                 shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Columns under other names: `columns: {instruction: question, answer: reply.text}` of a source."""
+"""Columns under other names, `columns: {instruction: question, answer: reply.text}`, and those that are not for text."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from typing import Any, Final
 
 from luthier.core.data.sources import SourceRow
 from luthier.core.errors import DataError
-from luthier.core.extensions import Row
+from luthier.core.extensions import Row, RowError
 
 _MISSING: Final = object()
+_MEDIA: Final = {"image", "images", "video", "videos", "audio", "audios"}
+
+
+def check_media(row: Row) -> None:
+    """Raises RowError for a column of images, videos or sounds that is not empty: its text would be learned without them."""
+    for name in sorted(_MEDIA & row.keys()):
+        if row[name]:
+            raise RowError(
+                f"holds {name.removesuffix('s')} data, and the model reads text only (take the column out where the text "
+                "needs none of it)",
+                column=name,
+            )
 
 
 class Columns:

@@ -15,7 +15,7 @@ from luthier.core.catalog import Offer
 from luthier.core.config.schema import AUTO, SourceConfig
 from luthier.core.config.validate import parse_options
 from luthier.core.contracts import DataKind
-from luthier.core.data.columns import Columns
+from luthier.core.data.columns import Columns, check_media
 from luthier.core.data.conversation import check_row
 from luthier.core.data.kinds import LeftOut, conversion, possible
 from luthier.core.data.sources import RowSource, SourceRow, open_rows
@@ -66,7 +66,10 @@ class OpenSource:
         PluginError where the format fails otherwise.
         """
         try:
-            canonical = check_row(self.format.value.kind, self._converted(self.columns.renamed(row.value)))
+            renamed = self.columns.renamed(row.value)
+            if self.kind != "text":
+                check_media(renamed)
+            canonical = check_row(self.format.value.kind, self._converted(renamed))
             return check_row(self.kind, self._kind_of(canonical)) if self._kind_of else canonical
         except RowError as error:
             raise self._bad(error, row) from error

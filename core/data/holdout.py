@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from luthier.core.errors import DataError
 from luthier.core.extensions import Row
 
 Keys: TypeAlias = npt.NDArray[np.uint64]
@@ -34,10 +35,18 @@ def mix_keys(keys: Keys, seed: int) -> Keys:
 
 
 def rows_to_hold_out(part: float | int, rows: int) -> int:
-    """The number of rows that `data.eval` asks for: an integer is a number, anything else a part (at least one row)."""
-    if isinstance(part, int) or part == 0:
-        return int(part)
-    return max(1, round(part * rows))
+    """The number of rows that `data.eval` asks for: an integer is a number, anything else a part (at least one row).
+
+    Raises DataError where none would be left to train on.
+    """
+    wanted = int(part) if isinstance(part, int) or part == 0 else max(1, round(part * rows))
+    if wanted >= rows:
+        raise DataError(
+            f"holding out {wanted} of {rows} rows leaves none to train on",
+            where="data.eval",
+            fix="hold out fewer rows, or give evaluation sources of their own",
+        )
+    return wanted
 
 
 def hold_out(keys: Keys, wanted: int) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from luthier.core.config.schema import RunConfig
 from luthier.core.contracts import DataKind
-from luthier.core.data.report import frozen, tally_warnings
+from luthier.core.data.holdout import rows_to_hold_out
+from luthier.core.data.report import frozen, nothing_left, tally_warnings
 from luthier.core.data.tally import Tally
 from luthier.core.plan import DataLook
 
@@ -26,7 +27,8 @@ ENOUGH_TOKENS: Final = 500_000
 def look(config: RunConfig, formats: Formats, tokenizer: Any, *, kind: DataKind) -> DataLook:
     """Tokenise up to 1,000 rows of each training source, fewer where they are long.
 
-    `tokenizer` has the chat template already. Raises DataError, naming file, row and column, as the preparation would.
+    `tokenizer` has the chat template already. Raises DataError, naming file, row and column, as the preparation would;
+    and, if these were all rows, when nothing is left to learn from or everything would be held out.
     """
     from luthier.core.data.encode import make_encoder
     from luthier.core.data.prepare import open_of_kind
@@ -35,10 +37,11 @@ def look(config: RunConfig, formats: Formats, tokenizer: Any, *, kind: DataKind)
     data = config.data
     encoder = make_encoder(tokenizer, data, kind)
     total, tokens, trained = Tally(), 0, 0
-    whole = True
+    whole, names = True, []
     for source in data.train:
         opened = open_of_kind(source, data, formats, kind, streaming=data.streaming)
         rows = opened.rows.rows()
+        names.append(opened.name)
         here = 0
         for batch in batches(islice(rows, FIRST_ROWS), AT_ONCE):
             pairs, tally = convert_rows(batch, opened.convert, drop_bad=data.bad_rows == "drop")
@@ -50,6 +53,10 @@ def look(config: RunConfig, formats: Formats, tokenizer: Any, *, kind: DataKind)
                 break
         tokens += here
         whole = whole and next(rows, None) is None
+    if whole and not (total.kept if kind == "prompt" else trained):
+        raise nothing_left(names, total, encoder.labels_from)
+    if whole and not isinstance(data.eval, tuple) and all(source.sample is None for source in data.train):
+        rows_to_hold_out(data.eval, total.kept)
     return DataLook(
         rows=total.rows,
         whole=whole,

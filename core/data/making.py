@@ -8,8 +8,10 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from luthier.core.data.cache import Entry, Notice, entry
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 # Of the layout of stores and of meta.json.
 VERSION: Final = 1
+# Which make the tokens: conversations are written by the last two.
+LIBRARIES: Final = ("tokenizers", "transformers", "jinja2")
 # (source, rows done, of how many where it is known): heard after each batch.
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 
@@ -103,13 +107,16 @@ class Maker:
 
     def tokens(self, source: OpenSource) -> SourceTokens:
         """From the cache, or made. Raises DataError for a bad row, OutputError where the cache cannot be used."""
-        return SourceTokens(source, entry(self._key(source), lambda folder: self._make(source, folder), self._notice))
+        rows = source.rows.fingerprint()
+        return SourceTokens(
+            source, entry(self._key(source, rows), lambda folder: self._make(source, rows, folder), self._notice)
+        )
 
-    def _key(self, source: OpenSource) -> str:
+    def _key(self, source: OpenSource, rows: str) -> str:
         offer, config = source.format, source.config
         decisive = {
-            "version": [VERSION, own_code()],
-            "rows": source.rows.fingerprint(),
+            "version": [VERSION, own_code(), *(f"{name} {version(name)}" for name in LIBRARIES)],
+            "rows": rows,
             "format": [offer.value.name, str(offer.provider), offer.provider.target, code_of(offer.value.convert)],
             "options": [to_plain(source.options), dict(config.columns), config.kind, source.kind],
             "encoder": self.encoder.fingerprint(),
@@ -118,10 +125,13 @@ class Maker:
         }
         return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()[:32]
 
-    def _make(self, source: OpenSource, folder: Path) -> Mapping[str, Any]:
+    def _make(self, source: OpenSource, rows: str, folder: Path) -> Mapping[str, Any]:
         tally = Tally()
         total = source.rows.count()
         digest, sizes = write_store(folder, self._chunks(source, total, tally))
+        if source.rows.fingerprint() != rows:
+            # Kept under the key of the former content, it would be found again where that comes back.
+            raise DataError("was changed while it was tokenised", where=source.name, fix="run again when it is complete")
         return {
             "version": VERSION,
             "source": source.name,
@@ -200,7 +210,24 @@ def own_code() -> str:
 
 
 def code_of(function: Callable[..., Any]) -> str:
-    """Hex over the file that a function stands in: a format that is being written has new code, and no new version."""
+    """Hex over the package that a function comes from, or its one file: a format that is being written has new code, and no
+    new version, and what it imports beside it counts as well."""
+    while isinstance(function, partial):
+        function = function.func
     module = sys.modules.get(getattr(inspect.unwrap(function), "__module__", ""))
+    digest = hashlib.sha256()
+    files = _files_of(module) if module is not None else []
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16] if files else ""
+
+
+def _files_of(module: ModuleType) -> list[Path]:
+    """Of our own packages the innermost, which is the plugin; of others the outermost."""
+    package, ours = module.__package__ or "", __name__.partition(".")[0]
+    outermost = package.partition(".")[0]
+    folder = getattr(sys.modules.get(package if outermost == ours else outermost), "__file__", None)
+    if folder:
+        return sorted(Path(folder).parent.rglob("*.py"))
     path = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path and Path(path).is_file() else ""
+    return [Path(path)] if path and Path(path).is_file() else []

@@ -176,14 +176,7 @@ def _sampled(
 
 
 def _held_out(examples: Examples, part: float | int, seed: int) -> Bools:
-    wanted = rows_to_hold_out(part, examples.rows)
-    if wanted >= examples.rows:
-        raise DataError(
-            f"holding out {wanted} of {examples.rows} rows leaves none to train on",
-            where="data.eval",
-            fix="hold out fewer rows, or give evaluation sources of their own",
-        )
-    return hold_out(mix_keys(examples.keys, seed), wanted)
+    return hold_out(mix_keys(examples.keys, seed), rows_to_hold_out(part, examples.rows))
 
 
 def _mixed(parts: Sequence[Ints], data: DataConfig, seed: int, tally: Tally) -> Ints:

@@ -86,10 +86,17 @@ def tally_warnings(tally: Tally) -> Iterator[str]:
 
 def nothing_left(names: Sequence[str], tally: Tally, labels_from: str) -> DataError:
     """The error for data of which no row, or no token to learn, is left; with the counts."""
+    from luthier.core.data.encode.lengths import NOTHING_TO_LEARN
+
     if tally.shortest_dropped is not None:
         fix = f"raise data.max_length: the shortest row that was dropped has {tally.shortest_dropped} tokens"
+    elif tally.kept or any(reason.startswith(NOTHING_TO_LEARN) for reason in tally.dropped):
+        fix = (
+            f"labels come from {labels_from}: correct the chat template, take `train: false` out of the rows, or learn all "
+            "tokens with data.train_on: all"
+        )
     else:
-        fix = f"labels come from {labels_from}: correct the chat template, or learn all tokens with data.train_on: all"
+        fix = "correct the rows: with data.bad_rows: error the first that is faulty is named"
     counted = reasons(tally.dropped, "dropped")
     if tally.kept:
         counted = ", ".join(filter(None, [f"{tally.kept} kept without a token to learn", counted]))

@@ -11,6 +11,7 @@ last checkpoint was saved, makes that window again, and leaves out the micro-bat
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -129,7 +130,9 @@ class StreamSchedule:
         data, train = self._config.data, self._config.train
         for source in self._maker.sources:
             first = [row.value for row in islice(source.rows.rows(), FIRST_ROWS)]
-            digest.update(canonical_json([source.name, to_plain(source.config), to_plain(first)]).encode())
+            # Rows may have columns of bytes and dates, and texts that cannot be encoded, whether a format uses them or not.
+            content = to_plain([source.name, source.config, first])
+            digest.update(json.dumps(content, sort_keys=True, default=_shown).encode())
         options = [data.mix, data.stop, data.window, data.packing, data.bad_rows, data.max_length]
         batches = [train.seed, train.batch_tokens, train.accumulation, train.max_steps]
         digest.update(canonical_json([options, batches, self._maker.encoding.encoder.fingerprint()]).encode())
@@ -214,6 +217,11 @@ class StreamSchedule:
     @cached_property
     def _counted(self) -> int | None:
         return self._maker.feed.rows_per_pass
+
+
+def _shown(value: object) -> str:
+    """What is no JSON; a picture, say, shows as its address in memory, which is another one each time."""
+    return repr(value) if isinstance(value, bytes) else type(value).__name__
 
 
 def _schedule(window: Window) -> BatchSchedule:

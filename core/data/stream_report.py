@@ -93,17 +93,7 @@ def stream_report(
     `duplicates` stays 0: a stream does not remember the rows that it has read.
     """
     tally = account.tally
-    other = held_out or DataReport(
-        rows=0,
-        kept=0,
-        held_out=0,
-        dropped=frozen({}),
-        tokens=0,
-        trained_tokens=0,
-        held_out_tokens=0,
-        longest=0,
-        labels_from="",
-    )
+    other = held_out or NOTHING_HELD_OUT
     return DataReport(
         rows=tally.rows + other.rows,
         kept=tally.kept,

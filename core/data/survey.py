@@ -6,15 +6,19 @@ from pathlib import Path
 
 from luthier.core.config.schema import DataConfig, SourceConfig
 from luthier.core.data.formats import Formats, open_source
+from luthier.core.errors import DataError
 from luthier.core.plan import SourceSummary
 
 
 def survey(data: DataConfig, formats: Formats, base: Path | None = None) -> tuple[SourceSummary, ...]:
     """Name, format, kind and number of rows of every source, training sources first.
 
-    `base` is the configuration file's folder (see sources/). Raises DataError for rows that cannot be read, a format that
-    is unknown or cannot be told from the columns, and (unless `data.bad_rows: drop`) faulty rows among the first 20.
+    `base` is the configuration file's folder (see sources/). Raises DataError where there is no source, for rows that cannot
+    be read, a format that is unknown or cannot be told from the columns, and (unless `data.bad_rows: drop`)
+    faulty rows among the first 20.
     """
+    if not data.train:
+        raise DataError("names no source", where="data.train", fix="give at least one: data.train: [rows.jsonl]")
     held_out = data.eval if isinstance(data.eval, tuple) else ()
     training = tuple(_look(source, data, formats, base) for source in data.train)
     return training + tuple(_look(source, data, formats, base, "eval") for source in held_out)

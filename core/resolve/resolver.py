@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from luthier.core.catalog import Catalog
-from luthier.core.config.schema import RunConfig
+from luthier.core.config.schema import DataConfig, RunConfig
 from luthier.core.contracts import AttentionKernel, MemoryTerms, ModelPatch, OptimizerMethod
 from luthier.core.environment import Environment
 from luthier.core.errors import PlanRefused, Problem
@@ -175,6 +175,11 @@ def _unconsumed(config: RunConfig) -> list[Problem]:
                 fix="set data.eval, for example to 0.05",
             )
         )
+    if config.data.mix == "concatenate":
+        unread = ["data.stop"] if config.data.stop != DataConfig.stop else []
+        unread += [f"data.train[{number}].weight" for number, one in enumerate(config.data.train) if one.weight != 1]
+        reason, fix = "sources are put one after another, not drawn from", "leave it out, or set data.mix: interleave"
+        problems += [Problem(where=where, reason=reason, fix=fix) for where in unread]
     return problems
 
 

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     from luthier.cli.app import VERBS, build_app
+    from luthier.core.errors import ExitCode
 
     verb = next((word for word in words if not word.startswith("-")), "")
     plugin_verbs: Mapping[str, Offer[Command]] = {}
@@ -33,4 +34,6 @@ def _dispatch(words: list[str]) -> int:
         if verb in plugin_verbs or catalog.broken_for("command", verb):
             return catalog.command(verb).run(words[words.index(verb) + 1 :])
     result = build_app(plugin_verbs)(args=words, prog_name="luthier", standalone_mode=False)
+    if result == ExitCode.INTERRUPTED:  # what typer makes of a KeyboardInterrupt, without a word
+        raise KeyboardInterrupt
     return int(result or 0)

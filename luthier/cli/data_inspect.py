@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from luthier.cli.text import message_console, output_console, print_json
+from luthier.cli.text import harmless, message_console, output_console, print_json
 from luthier.core.data.inspect import Inspection, ShownRow
 from luthier.core.errors import OutputError
 
@@ -24,6 +24,8 @@ def run(
     from luthier.core.serial import to_plain
 
     console = message_console()
+    if png is not None and png.suffix.lower() != ".png":
+        raise OutputError("is no name of a PNG picture", where=str(png), fix="let it end in .png")
     loaded = luthier.load_config(config, overrides)
     inspection = luthier.inspect_data(loaded, rows=rows, notice=lambda text: console.print(text, highlight=False))
     title = f"The data of {config.name}"
@@ -97,7 +99,7 @@ def show(inspection: Inspection, console: Any, *, max_length: int) -> None:
         )
     )
     for one in inspection.repeated:
-        console.print(Text.assemble(("repeated  ", "bold"), f"{one.times} times: {one.beginning} ..."))
+        console.print(Text.assemble(("repeated  ", "bold"), f"{one.times} times: {harmless(one.beginning)} ..."))
     for warning in report.warnings:
         console.print(Text.assemble(("warning  ", "yellow"), warning))
 
@@ -113,10 +115,11 @@ def show_row(row: ShownRow, console: Any) -> None:
         console.print(Text(heading, style="bold"))
         text = Text()
         for run in sequence.runs:
+            written = harmless(run.text)
             if not run.trained:
-                text.append(run.text)
+                text.append(written)
             elif console.is_terminal:
-                text.append(run.text, style=TRAINED)
+                text.append(written, style=TRAINED)
             else:
-                text.append(f"⟦{run.text}⟧")
+                text.append(f"⟦{written}⟧")
         console.print(text, end="\n\n")

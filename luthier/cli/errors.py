@@ -26,17 +26,23 @@ def guarded(words: list[str], run: Callable[[list[str]], int]) -> int:
         report(error, code, as_json)
         return code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        return _interrupted(as_json)
     except BrokenPipeError:
         # The reader of our output went away (`luthier methods | head`): nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _unexpected(error, debug)
+        return _unexpected(error, debug, as_json)
 
 
-def _unexpected(error: Exception, debug: bool) -> int:
+def _interrupted(as_json: bool) -> int:
+    if as_json:
+        _print_document("interrupted", ExitCode.INTERRUPTED)
+    print("interrupted", file=sys.stderr)
+    return ExitCode.INTERRUPTED
+
+
+def _unexpected(error: Exception, debug: bool, as_json: bool) -> int:
     import typer
 
     # Newer releases of typer carry click inside; the class is the same by name, not by identity.
@@ -44,10 +50,14 @@ def _unexpected(error: Exception, debug: bool) -> int:
     if isinstance(error, typer.Exit):
         return int(error.exit_code)
     if isinstance(error, typer.Abort):
-        return ExitCode.INTERRUPTED
+        return _interrupted(as_json)
     if isinstance(error, usage):
+        if as_json:
+            _print_document(error.format_message(), ExitCode.REFUSED)  # type: ignore[attr-defined]
         error.show()  # type: ignore[attr-defined]
         return ExitCode.REFUSED
+    if as_json:
+        _print_document(f"{type(error).__name__}: {error}", 1)
     if debug:
         raise error
     print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
@@ -58,9 +68,17 @@ def _unexpected(error: Exception, debug: bool) -> int:
 def report(error: LuthierError, code: int, as_json: bool) -> None:
     """The message on standard error; with `as_json` also one JSON document on standard output."""
     if as_json:
-        document: dict[str, object] = {"error": error.message, "where": error.where, "fix": error.fix, "exit_code": code}
+        document = _document(error.message, code, where=error.where, fix=error.fix)
         if isinstance(error, PlanRefused):
             draft = error.draft if isinstance(error.draft, dict) else {}
             document = {**draft, "problems": to_plain(error.problems), "exit_code": code}
         print(json.dumps(document, indent=2, ensure_ascii=False))
     print(f"error: {error}", file=sys.stderr)
+
+
+def _document(error: str, code: int, *, where: str = "", fix: str = "") -> dict[str, object]:
+    return {"error": error, "where": where, "fix": fix, "exit_code": int(code)}
+
+
+def _print_document(error: str, code: int) -> None:
+    print(json.dumps(_document(error, code), indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def _options(step: Step) -> str:
     """Options of a step on one line; a long value is cut, the whole is in --json."""
     shown = []
     for key, value in step.config.items():
-        text = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+        if isinstance(value, tuple):
+            text = f"[{', '.join(map(str, value))}]"
+        else:
+            text = str(dict(value) if isinstance(value, Mapping) else value)
         shown.append(f"{key}={text if len(text) < 40 else text[:37] + '...'}")
     return ", ".join(shown)

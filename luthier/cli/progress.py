@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Self
 
 from luthier.cli.text import duration, size
@@ -9,10 +10,11 @@ from luthier.core.extensions import RunEvent
 
 
 class Progress:
-    """An observer of RunEvents that writes to a rich console."""
+    """An observer of RunEvents that writes to a rich console; warnings in `said` were shown before, with the plan."""
 
-    def __init__(self, console: Any) -> None:
+    def __init__(self, console: Any, said: Collection[str] = ()) -> None:
         self._console = console
+        self._said = said
         self._live = console.is_terminal
         self._bar: Any = None
         self._task: Any = None
@@ -32,7 +34,7 @@ class Progress:
             self._say(f"held-out loss {values['loss']:.4f} at step {values['step']}")
         elif event.kind == "checkpoint":
             self._say(f"checkpoint {_plain(values['folder'])}")
-        elif event.kind == "warning":
+        elif event.kind == "warning" and event.message not in self._said:
             self._say(f"[yellow]warning[/]  {_plain(event.message)}")
         elif event.kind == "phase" and "rows" in values:
             self._rows(values)

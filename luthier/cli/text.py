@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, Final
+
+# What a terminal would obey instead of showing it; newline and tabulator do no harm.
+_CONTROLS: Final = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def size(count: float) -> str:
@@ -32,6 +35,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def harmless(text: str) -> str:
+    """Somebody else's text for a terminal: control characters are written out, such as \\x1b."""
+    return text.translate(_CONTROLS)
 
 
 def print_json(document: Any) -> None:

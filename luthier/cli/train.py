@@ -30,11 +30,12 @@ def run(config: Path, overrides: list[str], *, resume: bool, overwrite: bool, as
 
 
 def train_with_progress(plan: Any, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Run a plan with a progress display on standard error and Ctrl-C as a polite stop."""
+    """Run a plan that was shown, with a progress display on standard error and Ctrl-C as a polite stop."""
     import luthier
     from luthier.cli.progress import Progress
 
-    with stop_on_interrupt() as stop, Progress(message_console()) as progress:
+    said = (*plan.warnings, *(plan.data_look.warnings if plan.data_look else ()))
+    with stop_on_interrupt() as stop, Progress(message_console(), said) as progress:
         results: dict[str, Any] = luthier.train(plan, resume=resume, overwrite=overwrite, observers=[progress], stop=stop)
     return results
 

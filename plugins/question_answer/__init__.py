@@ -89,12 +89,24 @@ def _context(row: Row) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping) and "title" in value and "sentences" in value:
-        pages = zip(value["title"], value["sentences"], strict=False)
-        return "\n\n".join(f"{title}\n{''.join(sentences)}" for title, sentences in pages)
+        return "\n\n".join(_pages(value["title"], value["sentences"], str(column)))
     texts = value.get("contexts") if isinstance(value, Mapping) else value
     if isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts):
         return "\n\n".join(texts)
     raise RowError(f"must be a string or a list of strings, not {shown_type(value)}", column=str(column))
+
+
+def _pages(titles: Any, sentences: Any, column: str) -> Iterable[str]:
+    """Each title with its sentences below it."""
+    for name, values in (("title", titles), ("sentences", sentences)):
+        if not isinstance(values, list | tuple):
+            raise RowError(f"must be a list, not {shown_type(values)}", column=f"{column}.{name}")
+    if len(titles) != len(sentences):
+        raise RowError(f"has {len(sentences)} lists for {len(titles)} titles", column=f"{column}.sentences")
+    for index, (title, texts) in enumerate(zip(titles, sentences, strict=True)):
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in (title, *texts)):
+            raise RowError("must be a title and a list of strings", column=f"{column}.sentences[{index}]")
+        yield f"{title}\n{''.join(texts)}"
 
 
 @hookimpl

@@ -14,7 +14,7 @@ Run = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
 
 
-def raising(error: Exception) -> Callable[..., Any]:
+def raising(error: BaseException) -> Callable[..., Any]:
     def fail(*_: object, **__: object) -> Any:
         raise error
 
@@ -130,3 +130,24 @@ def test_a_resumed_run_may_save_and_report_at_other_steps(luthier: Run, write_co
     assert code == 0, err
     second = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (RuntimeError("shapes differ"), 1, "RuntimeError: shapes differ")],
+)
+def test_every_failure_is_a_json_document(
+    luthier: Run, write_config: Write, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+) -> None:
+    monkeypatch.setattr("luthier.plan", raising(error))
+    got, out, err = luthier("plan", write_config(), "--json")
+    assert got == code
+    assert json.loads(out) == {"error": said, "where": "", "fix": "", "exit_code": code}
+    assert said in err
+
+
+def test_wrong_usage_is_a_json_document_too(luthier: Run, write_config: Write) -> None:
+    code, out, err = luthier("data", "inspect", write_config(), "--rows", "-1", "--json")
+    assert code == json.loads(out)["exit_code"] == 2
+    assert "--rows" in json.loads(out)["error"]
+    assert "Usage:" in err

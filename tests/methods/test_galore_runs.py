@@ -185,10 +185,19 @@ def test_what_cannot_be_is_refused(train: Train, adapter: str, optimizer: Any, s
 
 
 def test_the_loss_is_no_worse_than_with_adamw(train: Train) -> None:
-    """The best of three rates for each, held out: at most 2% above AdamW, with a third of its state."""
-    best = {}
-    for use in ("adamw", "galore"):
-        runs = [train("llama", {"use": use, "lr": lr}, folder=f"{use}-{lr}", max_steps=100) for lr in (4e-3, 1.2e-2, 3.6e-2)]
-        best[use] = min(run["eval_loss"] for run in runs)
-    assert best["adamw"] < 2.5  # of 5.6 at the start: something was learned
-    assert best["galore"] <= 1.02 * best["adamw"]
+    """The better of two rates for each, held out: at most 2% above AdamW, with a third of its state.
+
+    GaLore's steps are a quarter as long (scale), so its rates are four times AdamW's. A hundred steps on so small a model
+    depend on the order of the rows by a quarter either way: it is the mean over three seeds that is compared.
+    """
+    mean = {}
+    for use, rates in (("adamw", (4e-3, 1.2e-2)), ("galore", (1.6e-2, 4.8e-2))):
+        best = []
+        for seed in range(3):
+            runs = [
+                train("llama", {"use": use, "lr": lr}, folder=f"{use}-{lr}-{seed}", max_steps=100, seed=seed) for lr in rates
+            ]
+            best.append(min(run["eval_loss"] for run in runs))
+        mean[use] = sum(best) / len(best)
+    assert mean["adamw"] < 2.5  # of 5.6 at the start: something was learned
+    assert mean["galore"] <= 1.02 * mean["adamw"]

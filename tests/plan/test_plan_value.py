@@ -251,3 +251,24 @@ def test_frozen_data_hashes_by_content_whatever_the_order(data: dict[str, Any]) 
     assert canonical_json(freeze(data)) == canonical_json(turned)
     assert thaw(freeze(data)) == data
     assert json.loads(canonical_json(data)) == data
+
+
+def test_a_frozen_mapping_goes_to_another_process_without_its_hash() -> None:
+    """Hashes of texts differ between processes: with the one from here, equal mappings would not be found there."""
+    import os
+    import pickle
+    import subprocess
+    import sys
+
+    mapping = freeze({"mood": "fine", "deep": {"n": [1, 2]}})
+    hash(mapping)
+    code = "import pickle, sys; one = pickle.load(sys.stdin.buffer); print(one in {type(one)(dict(one)): 1})"
+    for seed in ("1", "2"):
+        told = subprocess.run(
+            [sys.executable, "-c", code],
+            input=pickle.dumps(mapping),
+            capture_output=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        )
+        assert told.stdout == b"True\n"

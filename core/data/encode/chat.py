@@ -33,7 +33,9 @@ class ChatEncoder(Encoder):
         self._tokens = tokens_of(tokenizer)
         self._data = data
         self._lengths = Lengths(data, self.kind, tokenizer.bos_token_id)
-        self._labeller = Labeller(self._template, self._tokens, skip_beyond=self._lengths.skip_beyond)
+        self._labeller = Labeller(
+            self._template, self._tokens, skip_beyond=self._lengths.skip_beyond, drop_bad=data.bad_rows == "drop"
+        )
         self._features = Features(self._template)
         self._check = FirstRows(tokenizer, options)
         self.labels_from = self._labels_from()

@@ -47,6 +47,7 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
     found = {
         "class": type(tokenizer).__name__,
         "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

@@ -10,7 +10,8 @@ that `apply_chat_template(messages before it, add_generation_prompt=True)` gives
 Where the template marks the answers with `{% generation %}`, its marks are the labels; otherwise they follow from prefixes:
 P must be a prefix of Q, the tokens of the messages up to and including the turn, and both of the whole conversation. A
 template that rewrites earlier turns (numbers them, strips their thinking) has not got this property and is refused by row
-and turn: training on it would teach answers to prompts that inference never gives.
+and turn: training on it would teach answers to prompts that inference never gives. Where the texts agree and the tokens do
+not, because an answer's first newline becomes one token with the prompt's last, the fault is the row's alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _PREFIX_FIX: Final = (
     "use a chat template whose earlier turns do not depend on later ones, or learn one turn of each row with data.train_on: "
     "last, or every token with data.train_on: all"
 )
+STRADDLED: Final = "a token reaches over the edge of an answer"
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class Labelled:
 
     spans     the learned tokens
     prompts   of each answer to learn: its message, and how many tokens the prompt before it has
+    refused   why the row cannot be used, where such rows are dropped
     """
 
     ids: array[int]
@@ -48,6 +51,7 @@ class Labelled:
     turns: int = 0
     marked: int = 0
     unclosed: int = 0
+    refused: str = ""
 
     @property
     def trained(self) -> bytearray:
@@ -62,12 +66,18 @@ class Labelled:
 
 
 class Labeller:
-    """Labels batches of conversations; rows of more than `skip_beyond` tokens get none: they are going to be dropped."""
+    """Labels batches of conversations; rows of more than `skip_beyond` tokens get none: they are going to be dropped.
 
-    def __init__(self, template: Template, tokens: Tokens, *, skip_beyond: int | None = None) -> None:
+    `drop_bad`: a row is refused by its `Labelled`, and not by an error, where the fault is its own and not the template's.
+    """
+
+    def __init__(
+        self, template: Template, tokens: Tokens, *, skip_beyond: int | None = None, drop_bad: bool = False
+    ) -> None:
         self.template = template
         self.tokens = tokens
         self.skip_beyond = skip_beyond
+        self.drop_bad = drop_bad
         self._special = {*tokens.tokenizer.all_special_ids, *tokens.tokenizer.added_tokens_decoder}
         self._blank: dict[int, bool] = {}
 
@@ -93,7 +103,8 @@ class Labeller:
         for number, ((row, at), text) in enumerate(zip(turns, texts, strict=True)):
             count = self.tokens.prefix(wholes[row], text)
             if count is None:
-                raise no_prefix(dialogues[row], at)
+                self._refuse(labelled[row], dialogues[row], at, whole=wholes[row], text=text)
+                continue
             labelled[row].prompts.append((at, count))
             if dialogues[row].extras:
                 end = len(texts[number + 1]) if turns[number + 1 : number + 2] and turns[number + 1][0] == row else None
@@ -117,9 +128,10 @@ class Labeller:
             for at, begin in labelled[row].prompts:
                 text = ends.get((row, at))
                 stop = len(whole.ids) if text is None else self._stop(whole, begin, text)
-                if stop is None:
-                    raise no_prefix(dialogues[row], at)
-                self._learn(labelled[row], [(begin, stop)])
+                if stop is not None:
+                    self._learn(labelled[row], [(begin, stop)])
+                elif text is not None:
+                    self._refuse(labelled[row], dialogues[row], at, whole=whole, text=text)
 
     def _stop(self, whole: Whole, begin: int, text: str) -> int | None:
         """Where the answer ends that began at token `begin`; `text` is the conversation up to and including it."""
@@ -130,6 +142,14 @@ class Labeller:
         turn = self.tokens.ids(text)
         end, _ = self._learned_end(turn, begin, len(turn))
         return end if whole.ids[:end] == turn[:end] else None
+
+    def _refuse(self, labelled: Labelled, dialogue: Dialogue, at: int, *, whole: Whole, text: str) -> None:
+        """A row whose tokens do not begin with those of `text`. Raises DataError, unless such rows are to be dropped."""
+        if not whole.text.startswith(text):
+            raise no_prefix(dialogue, at)
+        if not self.drop_bad:
+            raise straddled(dialogue, at)
+        labelled.refused = STRADDLED
 
     def _by_marks(
         self,
@@ -149,7 +169,7 @@ class Labeller:
         for (row, at), text in (*prompts.items(), *zip(others, texts, strict=True)):
             lengths[row].append((len(text), at))
         for row, whole in enumerate(wholes):
-            if labelled[row].turns:
+            if labelled[row].turns and not labelled[row].refused:
                 self._row_by_marks(dialogues[row], whole, labelled[row], joined(marks[row]), sorted(lengths[row]))
 
     def _next_unlearned(self, dialogues: Sequence[Dialogue], labelled: Sequence[Labelled]) -> list[Turn]:
@@ -174,7 +194,8 @@ class Labeller:
             if at in learned or (everything and at < 0):
                 tokens = self.tokens.covering(whole, span)
                 if tokens is None:
-                    raise no_prefix(dialogue, max(at, 0))
+                    self._refuse(labelled, dialogue, max(at, 0), whole=whole, text=whole.text[: span[1]])
+                    return
                 by_turn.setdefault(at, []).append(tokens)
         labelled.spans += by_turn.pop(-1, [])
         for spans in by_turn.values():
@@ -249,6 +270,16 @@ def no_prefix(dialogue: Dialogue, at: int) -> DataError:
         "would give for the messages before it",
         where=dialogue.row.where,
         fix=_PREFIX_FIX,
+    )
+
+
+def straddled(dialogue: Dialogue, at: int) -> DataError:
+    """The texts before and after the edge of an answer become other tokens together than apart."""
+    return DataError(
+        f"{STRADDLED}, {_named(dialogue, at)}: inference would give other tokens there",
+        where=dialogue.row.where,
+        fix="take white space off the answer's beginning and end, leave such rows out with `data.bad_rows: drop`, or choose "
+        "a chat template with special tokens around answers",
     )
 
 

@@ -51,6 +51,9 @@ class Lengths:
     def fit(self, rows: Sequence[Labelled], *, learns: bool = True) -> Encoded:
         """One sequence, or the two of a preference. Without `learns` a row is kept that has nothing to learn."""
         length = max(len(row.ids) for row in rows)
+        refused = next((row.refused for row in rows if row.refused), "")
+        if refused:
+            return Encoded(dropped=refused, length=length)
         encoded = Encoded(
             length=length,
             turns=sum(row.turns for row in rows),

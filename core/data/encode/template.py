@@ -108,8 +108,16 @@ class Template:
 
 
 def refused(row: SourceRow, messages: Messages, error: Exception) -> DataError:
-    """The template raised an error of its own: its words, and the row."""
+    """The template raised an error, of its own (its words) or by a fault in it; and the row."""
+    from jinja2 import TemplateRuntimeError
+
     roles = ", ".join(message["role"] for message in messages)
+    if isinstance(error, TemplateRuntimeError | TypeError):  # what a template refuses itself is a plain TemplateError
+        return DataError(
+            f"the chat template fails on the conversation ({roles}): {error}",
+            where=row.where,
+            fix="correct the chat template, or choose another with data.template",
+        )
     return DataError(
         f"the chat template refuses the conversation ({roles}): {str(error) or type(error).__name__}",
         where=row.where,

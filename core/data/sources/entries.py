@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 from luthier.core.config.schema import Choice, SourceConfig
 from luthier.core.data.sources.files import is_url
 from luthier.core.data.sources.permission import check_local
+from luthier.core.data.sources.remote import PACKAGES
 from luthier.core.data.sources.row import json_type
 from luthier.core.errors import DataError
 from luthier.core.frozen import FrozenDict
@@ -94,6 +95,11 @@ class _Entry:
             url = self.entry["cloud_file_name"]
             if not is_url(url):
                 self._refuse("cloud_file_name", f"{url!r} is no URL", "write it as s3://bucket/rows.json")
+            # file://, and what a chain such as zip://...::file:// ends in, would lead out of the folder.
+            if url.partition("://")[0].lower() not in PACKAGES or "::" in url:
+                self._refuse(
+                    "cloud_file_name", f"{url!r} is no file of a cloud store or web server", f"use {', '.join(PACKAGES)}"
+                )
             return {"path": url}
         if "file_name" not in self.entry:
             self._refuse("", "does not say where its rows are", f"it needs one of {', '.join(PLACES)}")
@@ -119,8 +125,11 @@ class _Entry:
         if ".." in PureWindowsPath(name).parts:
             self._refuse("file_name", f"{name!r} leads out of the folder", fix)
         found = folder / name
-        if not found.resolve().is_relative_to(folder.resolve()):
-            self._refuse("file_name", f"{name!r} is a link that leads out of the folder", fix)
+        inside = found.rglob("*") if found.is_dir() else ()
+        for path in (found, *inside):
+            if not path.resolve().is_relative_to(folder.resolve()):
+                shown = str(path.relative_to(folder))
+                self._refuse("file_name", f"{shown!r} is a link that leads out of the folder", fix)
         if not found.exists():
             near = difflib.get_close_matches(name, [child.name for child in folder.iterdir()], n=1)
             self._refuse("file_name", f"there is no {name!r} in {folder}", f"did you mean {near[0]!r}?" if near else fix)

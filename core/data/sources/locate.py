@@ -25,7 +25,7 @@ from luthier.core.data.sources.files import (
     one_type,
     shown_path,
 )
-from luthier.core.data.sources.permission import check_elsewhere, check_local
+from luthier.core.data.sources.permission import check_elsewhere, check_local, is_allowed
 from luthier.core.errors import DataError
 
 
@@ -85,9 +85,14 @@ def _local_paths(path: str, base: Path | None) -> tuple[list[str], bool]:
     found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is not None:
         if not found.is_dir():
+            check_local(found)
+            if found.is_fifo():  # opening it would wait for a writer, and nothing can be read from it twice
+                raise DataError("is a pipe, and rows are read more than once", where=path, fix="write it into a file first")
             return [str(found)], False
         check_local(found)
         return _inside(found), True
+    if not any(map(is_allowed, candidates)):
+        check_local(candidates[0])  # what there is elsewhere is not told either
     if has_wildcard(path):
         matches = next((matches for candidate in candidates if (matches := _matches(candidate))), None)
         if matches:
@@ -122,7 +127,7 @@ def _unreadable(error: OSError) -> None:
 
 
 def _nearest(candidates: list[Path]) -> str:
-    folders = [candidate.parent for candidate in candidates if candidate.parent.is_dir()]
+    folders = [candidate.parent for candidate in candidates if candidate.parent.is_dir() and is_allowed(candidate.parent)]
     paths = {child.name: child for folder in reversed(folders) for child in folder.iterdir()}
     near = difflib.get_close_matches(candidates[0].name, paths, n=1, cutoff=0.6)
     if near:

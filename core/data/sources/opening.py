@@ -127,10 +127,13 @@ def _decoder(file: DataFile) -> codecs.IncrementalDecoder:
 def _wrong_encoding(file: DataFile, error: UnicodeDecodeError, line: int, column: int) -> DataError:
     shown = " ".join(f"0x{byte:02x}" for byte in error.object[error.start : min(error.end, error.start + 4)])
     name = codecs.lookup(file.encoding).name
+    fix = "say how it is written, such as `encoding: latin-1`, or convert it: iconv -f latin1 -t utf-8"
+    if (line, column) == (1, 1) and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        fix = "it begins like UTF-16: say `encoding: utf-16`"
     return DataError(
         f"is not {name.upper()}: {shown or 'the end of the file'} at character {column} of the line ({error.reason})",
         where=f"{file.shown}:{line}",
-        fix="say how it is written, such as `encoding: latin-1`, or convert it: iconv -f latin1 -t utf-8",
+        fix=fix,
     )
 
 
@@ -171,17 +174,18 @@ class _Zstandard:
 
     def __init__(self, stored: BinaryIO) -> None:
         self._library = needed("zstandard", "a .zst file")
-        self._stored, self._have = stored, b""
+        self._stored, self._have = stored, memoryview(b"")
         self._frame: Any = None
 
-    def read1(self, size: int) -> bytes:
+    def read1(self, size: int) -> memoryview:
         while not self._have:
             raw = self._stored.read(_ZSTD_INPUT)
             if not raw:
                 if self._frame is not None:
                     raise EOFError("the file ends before its end mark")
-                return b""
-            self._have = b"".join(self._frames(raw))
+                break
+            # A view: of content that repeats itself a few bytes become megabytes, which each slice would copy.
+            self._have = memoryview(b"".join(self._frames(raw)))
         data, self._have = self._have[:size], self._have[size:]
         return data
 

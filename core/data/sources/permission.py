@@ -23,13 +23,17 @@ def allowed_folders() -> tuple[Path, ...] | None:
     return tuple(Path(folder).expanduser().resolve() for folder in value.split(os.pathsep) if folder.strip())
 
 
+def is_allowed(path: str | Path) -> bool:
+    """Whether a path, which need not exist, lies in the allowed folders."""
+    folders = allowed_folders()
+    return folders is None or any(Path(path).resolve().is_relative_to(folder) for folder in folders)
+
+
 def check_local(path: str | Path) -> None:
     """Raises DataError for a path that leads out of the allowed folders."""
     folders = allowed_folders()
-    if folders is None:
-        return
-    real = Path(path).resolve()
-    if not any(real.is_relative_to(folder) for folder in folders):
+    if folders is not None and not is_allowed(path):
+        real = Path(path).resolve()
         leads = "" if str(real) == str(path) else f" (it leads to {real})"
         raise DataError(
             f"is outside the folders that {VARIABLE} allows{leads}",

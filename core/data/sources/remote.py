@@ -29,7 +29,9 @@ PACKAGES: Final = {
     "ssh": "paramiko",
 }
 # What servers call the digest of a file, which is the same as long as its content is.
-DIGESTS: Final = ("ETag", "etag", "sha256", "blob_id", "checksum", "md5Hash", "md5", "content_md5", "Content-MD5", "Digest")
+DIGESTS: Final = ("sha256", "blob_id", "checksum", "md5Hash", "md5", "content_md5", "Content-MD5", "Digest")
+# The same as long as the content of this URL is; two files may share one: web servers make it of date and size.
+TAGS: Final = ("ETag", "etag")
 
 
 def paths_of(url: str) -> tuple[list[str], bool]:
@@ -87,7 +89,8 @@ def digest_of(url: str) -> str:
         info = system.info(path)
     large = info.get("lfs")
     known = {**info, **large} if isinstance(large, dict) else info
-    return next((f"{name.lower()}:{known[name]}" for name in DIGESTS if known.get(name)), "")
+    found = next((f"{name.lower()}:{known[name]}" for name in (*DIGESTS, *TAGS) if known.get(name)), "")
+    return f"{found} of {shown_path(url)}" if found.startswith("etag:") else found
 
 
 def _hidden(name: str, folder: str) -> bool:
@@ -104,6 +107,9 @@ def _errors(url: str) -> Iterator[None]:
         # fsspec says this of a web server that did not answer as well; the cause tells the two apart.
         cause = error.__cause__
         why = f" ({type(cause).__name__}: {cause})".replace(url, shown_path(url)) if cause else ""
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            fix = "check the address and the network, or download the file and give its path"
+            raise DataError(f"the server cannot be reached{why}", where=shown_path(url), fix=fix) from error
         fix = "check the address, and that you may read it"
         raise DataError(f"there is no such file{why}", where=shown_path(url), fix=fix) from error
     except Exception as error:

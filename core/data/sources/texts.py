@@ -39,7 +39,7 @@ def rows_of_cells(file: DataFile, skip: Skip) -> Iterator[SourceRow]:
     for line, cells in records:
         if len(cells) != len(header):
             raise DataError(
-                f"has {len(cells)} cells, and the header {len(header)}",
+                f"has {len(cells)} cell{'' if len(cells) == 1 else 's'}, and the header {len(header)}",
                 where=f"{shown}:{line}",
                 fix=_QUOTE_FIX,
             )

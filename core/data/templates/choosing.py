@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from luthier.core.config.schema import AUTO
+from luthier.core.data.sources.permission import check_local
 from luthier.core.data.templates.named import ChatTemplate, named_templates
 from luthier.core.data.templates.stopping import end_of_turn
 from luthier.core.errors import DataError
@@ -154,6 +155,7 @@ def _from_file(path: Path) -> ChatTemplate:
     from jinja2 import TemplateSyntaxError
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    check_local(path)  # its text is saved with the model: any file could be read that way
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:

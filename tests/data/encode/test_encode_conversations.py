@@ -168,9 +168,23 @@ def test_prefix_of_text_is_not_enough(encode: Encode) -> None:
     )
     row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]}
     assert encode(tokenizer, row)[0].marked == 1
-    row["messages"][1]["content"] = "hello"
+    bad = {"messages": [row["messages"][0], {"role": "assistant", "content": "hello"}]}
+    with pytest.raises(DataError, match=r"reaches over the edge of an answer, assistant turn 1 \(messages\[1\]\)") as caught:
+        encode(tokenizer, row, bad)
+    assert caught.value.where == "rows.jsonl:2"
+    # The row's fault and not the template's: such rows can be left out.
+    marked = tokenizer.chat_template.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
+    for template in (tokenizer.chat_template, marked):
+        tokenizer.chat_template = template
+        kept, dropped = encode(tokenizer, row, bad, bad_rows="drop")
+        assert (kept.marked, kept.dropped) == (1, "")
+        assert (dropped.pieces, dropped.dropped) == ([], "a token reaches over the edge of an answer")
+    pair = {"messages": row["messages"][:1], "chosen": row["messages"][1:], "rejected": bad["messages"][1:]}
+    (one,) = encode(tokenizer, pair, kind="preference", bad_rows="drop")
+    assert (one.pieces, one.dropped) == ([], "a token reaches over the edge of an answer")
+    tokenizer.chat_template = NUMBERED
     with pytest.raises(DataError, match="prefix property"):
-        encode(tokenizer, row)
+        encode(tokenizer, {"messages": [*row["messages"], *row["messages"]]}, bad_rows="drop")
 
 
 def test_answers_without_end_of_turn_are_counted_and_keep_their_last_newline(

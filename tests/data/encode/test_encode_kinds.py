@@ -142,6 +142,7 @@ def test_the_fingerprint_changes_with_everything_that_decides(
         "x": encoder(changed(lambda one: setattr(one, "chat_template", template + "{{ x }}")), template_options={"x": 1}),
         "bos": encoder(changed(lambda one: setattr(one, "bos_token", "<pad>"))),
         "new token": encoder(changed(lambda one: one.add_tokens(["new"]))),
+        "special tokens are split": encoder(changed(lambda one: setattr(one, "split_special_tokens", True))),
         "tokenizer": encoder(build.byte_level(template=template)),
         "max_length": encoder(tiny_tokenizer, max_length=9998),
         "too_long": encoder(tiny_tokenizer, too_long="truncate_left"),

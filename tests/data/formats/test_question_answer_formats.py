@@ -76,6 +76,9 @@ def test_unanswerable() -> None:
         question_answer.convert(row, QuestionAnswerConfig())
 
 
+PAGES = {"question": "Which?", "answer": "b"}
+
+
 @pytest.mark.parametrize("column", ["response", "solution", "label", "chosen", "prompt", "messages", "options", "tools"])
 def test_rows_that_say_more_are_not_taken(column: str) -> None:
     assert not question_answer.detect({"question": "a", "answer": "b", column: ["c", "d"]})
@@ -91,6 +94,10 @@ def test_rows_that_say_more_are_not_taken(column: str) -> None:
         ({"question": "a", "answer": {"note": "b"}}, "answer", "must be a string or a list of strings, not an object"),
         ({"question": "a", "answer": [["b", 3], "c"], "context": 4}, "context", "not a number"),
         ({"question": "a", "answer": [{"n": 1}]}, "answer[0]", "not an object"),
+        (PAGES | {"context": {"title": 3, "sentences": [[]]}}, "context.title", "must be a list, not a number"),
+        (PAGES | {"context": {"title": ["t"], "sentences": None}}, "context.sentences", "must be a list, not null"),
+        (PAGES | {"context": {"title": ["t"], "sentences": [["a", 1]]}}, "context.sentences[0]", "a list of strings"),
+        (PAGES | {"context": {"title": ["t", "u"], "sentences": [["a"]]}}, "context.sentences", "has 1 lists for 2 titles"),
     ],
 )
 def test_what_is_wrong(row: dict[str, Any], column: str, words: str) -> None:

@@ -155,6 +155,17 @@ def test_the_terminal_shows_what_is_learned(write: Callable[..., Path], capsys: 
     assert "an epoch" in out
 
 
+def test_control_characters_of_a_row_do_not_reach_the_terminal(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pairs(("clear\x1b[2J", "title\x1b]0;x\x07 \x9b2J\nend"))
+    assert main(["data", "inspect", str(write(rows * 2))]) == 0
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b", "\r"} & set(out)
+    assert r"clear\x1b[2J" in out
+    assert "\nend" in out
+
+
 def test_a_page_that_cannot_be_written(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,7 +78,7 @@ def test_a_model_without_a_template_is_refused_with_the_list(
     with pytest.raises(DataError, match="has no chat template") as caught:
         luthier.plan(config([row("a")], folder=folder))
     assert "chatml" in caught.value.fix
-    made = luthier.plan(config([row("a")], folder=folder, template="vicuna"))
+    made = luthier.plan(config([row("a")], folder=folder, template="vicuna", max_length=300))
     assert made.data_look is not None
     assert made.data_look.template == "vicuna"
 

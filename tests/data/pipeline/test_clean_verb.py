@@ -46,6 +46,22 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert [path.name for path in data_folder().iterdir()] == ["b"]
 
 
+def test_folders_of_somebody_else_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LUTHIER_CACHE=. in a project that has a folder `data`."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
+    for name in ("mine/rows.jsonl", "mine/meta.json", "array/ids.npy", "array/other.npy", ".hidden/file", ".git/.making/x"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    (tmp_path / "data" / "empty").mkdir()
+    make("a")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "data" / "a")
+    assert main(["data", "clean"]) == 0
+    left = {path.name for path in data_folder().iterdir()}
+    assert left == {"mine", "array", ".hidden", ".git", "empty", "link"}
+    assert (data_folder() / "mine" / "rows.jsonl").read_text() == "precious"
+
+
 def test_a_person_reads_how_much_and_what_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     size = make("a")
     make("held")

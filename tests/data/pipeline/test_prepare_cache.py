@@ -167,6 +167,56 @@ def test_the_code_of_a_format(run: Any, path: Path, config: Config, tmp_path: Pa
     assert code_of(len) == ""
 
 
+def test_what_the_code_of_a_format_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin of several files: the one that changes is not the one that `convert` stands in."""
+    import sys
+    from functools import partial
+
+    package = tmp_path / "own_package"
+    (package / "formats").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "formats" / "__init__.py").write_text(
+        "from own_package.turns import last\ndef convert(row): return last(row)\n"
+    )
+    (package / "turns.py").write_text("def last(row): return row\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from own_package import formats  # type: ignore[import-not-found]
+
+    try:
+        before = code_of(formats.convert)
+        assert code_of(partial(formats.convert, 1)) == before != ""
+        (package / "turns.py").write_text("def last(row): return row[-1:]\n")
+        assert code_of(formats.convert) != before
+    finally:
+        for name in ("own_package", "own_package.formats", "own_package.turns"):
+            del sys.modules[name]
+    # One of ours does not count with the others.
+    ours = Path(plugin.__file__).parent
+    assert making._files_of(plugin) == sorted(ours.rglob("*.py"))
+
+
+def test_another_release_of_a_library(run: Any, path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config(path))
+    monkeypatch.setattr(making, "version", lambda name: "2.0" if name == "tokenizers" else "1.0")
+    assert cached(run(config(path))) == [False]
+
+
+def test_a_file_that_changes_while_it_is_tokenised(
+    run: Any, path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the check the new content would lie under the key of the old one."""
+    text, write_store = path.read_bytes(), making.write_store
+
+    def changed(*arguments: Any) -> Any:
+        path.write_bytes(text.replace(b"question 7", b"question 8"))
+        return write_store(*arguments)
+
+    monkeypatch.setattr(making, "write_store", changed)
+    with pytest.raises(DataError, match="was changed while it was tokenised"):
+        run(config(path))
+    assert entries() == set()
+
+
 def test_the_code_of_the_data_worker(run: Any, path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config(path))
     monkeypatch.setattr(making, "own_code", lambda: "another release")

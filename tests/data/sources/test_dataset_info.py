@@ -170,6 +170,14 @@ def test_the_configuration_wins(resolve: Resolve) -> None:
         ({"om_hub_url": "owner/name"}, "om_hub_url", "only on OpenMind"),
         ({"script_url": "load.py"}, "script_url", "is a program, and is not run"),
         ({"cloud_file_name": "bucket/rows.json"}, "cloud_file_name", "is no URL"),
+        ({"cloud_file_name": "file:///home/me/rows.json"}, "cloud_file_name", "is no file of a cloud store or web server"),
+        ({"cloud_file_name": "LOCAL:///home/me/rows.json"}, "cloud_file_name", "is no file of a cloud store or web server"),
+        (
+            {"cloud_file_name": "zip://a.json::/home/me/a.zip"},
+            "cloud_file_name",
+            "is no file of a cloud store or web server",
+        ),
+        ({"cloud_file_name": "hf://a.json::file:///a.zip"}, "cloud_file_name", "is no file of a cloud store or web server"),
         ({"file_name": "rows.json", "subset": "en"}, "subset", "belongs to a hub data set"),
         ({"file_name": "rows.json", "split": "test"}, "split", "belongs to a hub data set"),
         ({"file_name": "rows.json", "folder": "x"}, "folder", "belongs to a hub data set"),
@@ -201,6 +209,10 @@ def test_a_link_out_of_the_folder_is_refused(resolve: Resolve, tmp_path: Path) -
     outside.write_text("[{}]")
     (tmp_path / "link.json").symlink_to(outside)
     assert "is a link that leads out of the folder" in fault(resolve, {"file_name": "link.json"}).message
+    (tmp_path / "several" / "deep").mkdir(parents=True)
+    (tmp_path / "several" / "deep" / "link.json").symlink_to(outside)
+    error = fault(resolve, {"file_name": "several"})
+    assert "'several/deep/link.json' is a link that leads out of the folder" in error.message
     (tmp_path / "inside.json").symlink_to(tmp_path / "rows.json")
     assert [row.value for row in open_rows(resolve({"file_name": "inside.json"})).rows()] == [{"a": 1}]
 

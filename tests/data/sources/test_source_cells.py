@@ -40,7 +40,7 @@ def test_a_cell_may_be_a_whole_document(written, values) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "line", "words"),
     [
-        ("a.csv", "a,b\n1,2\n3\n", 3, "has 1 cells, and the header 2"),
+        ("a.csv", "a,b\n1,2\n3\n", 3, "has 1 cell, and the header 2"),
         ("a.csv", "a,b\n1,2,3\n", 2, "has 3 cells"),
         ("a.csv", 'a,b\n1,2\n"3,4\n5,6\n', 3, "bad CSV: unexpected end of data"),
         ("a.csv", 'a,b\n"1"x,2\n', 2, "bad CSV"),

@@ -153,6 +153,16 @@ def test_paths_that_lead_out_are_refused(limited: Path, fault, monkeypatch: pyte
         assert str(limited) in error.fix
 
 
+def test_names_outside_are_not_told(limited: Path, fault) -> None:
+    for path in (limited.parent / "secre.jsonl", limited.parent / "nothing*", limited / ".." / "secret.json"):
+        error = fault(path)
+        assert "is outside the folders that LUTHIER_DATA_FOLDERS allows" in error.message
+        assert "secret.jsonl" not in str(error)
+    (limited / "folder").symlink_to(limited.parent, target_is_directory=True)
+    near = fault(limited / "b.jsonl")
+    assert near.fix == f"did you mean {limited / 'a.jsonl'}?"
+
+
 def test_what_is_not_local_is_refused(limited: Path, fault) -> None:
     for keys in ({"path": "https://example.org/a.jsonl"}, {"path": "hf://datasets/a/b/c.jsonl"}, {"hub": "owner/name"}):
         assert "LUTHIER_DATA_FOLDERS allows only local files" in fault(**keys).message

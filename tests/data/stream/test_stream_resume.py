@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from luthier.core.data.formats import BadRow
+from luthier.core.data.sources import SourceRow
 from luthier.core.errors import DataError, OutputError
 from luthier.core.serial import to_plain
 
@@ -124,6 +127,21 @@ def test_another_stream_has_another_fingerprint(make_stream: Any, texts: Any) ->
     ]
     assert len(set(prints)) == len(prints)
     assert make_stream(texts(20), **options).fingerprint == prints[0]
+
+
+def test_rows_of_anything_have_a_fingerprint(make_stream: Any, texts: Any) -> None:
+    """Columns that no format uses are read as well: bytes, dates, pictures, half of a surrogate pair."""
+
+    def of(value: Any) -> str:
+        source = texts(3)
+        rows = [SourceRow("a", 1, {"text": "a", "other": value})]
+        source.rows = SimpleNamespace(name="a", rows=lambda start=0: iter(rows), count=lambda: None)
+        found: str = make_stream(source).fingerprint
+        return found
+
+    prints = [of(b"a"), of(b"b"), of(date(2026, 1, 1)), of("\ud800"), of({"a": [None, 1.5]}), of(object())]
+    assert len(set(prints)) == len(prints)
+    assert of(object()) == prints[-1]
     assert all(len(one) == 16 for one in prints)
 
 

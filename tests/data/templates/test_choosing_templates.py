@@ -186,3 +186,16 @@ def test_explain_tells_of_a_template_and_lists_all() -> None:
     assert (entry.kind, entry.facts["ends a turn"], entry.facts["system"]) == ("chat template", "<end_of_turn>", "none")
     assert yaml.safe_load(entry.example) == {"data": {"template": "gemma"}}
     assert set(explain("templates", catalog)[0].facts) == set(named_templates())
+
+
+def test_a_file_outside_the_allowed_folders(base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, allowed = tmp_path / "secret.txt", tmp_path / "allowed"
+    secret.write_text("a password")
+    allowed.mkdir()
+    (allowed / "own.jinja").write_text("{{ messages[0].content }}")
+    (allowed / "link.jinja").symlink_to(secret)
+    monkeypatch.setenv("LUTHIER_DATA_FOLDERS", str(allowed))
+    assert choose_template(base, str(allowed / "own.jinja")).text == "{{ messages[0].content }}"
+    for path in (secret, allowed / "link.jinja", allowed / ".." / "secret.txt"):
+        with pytest.raises(DataError, match="is outside the folders that LUTHIER_DATA_FOLDERS allows"):
+            choose_template(base, str(path))
