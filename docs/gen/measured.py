@@ -1,4 +1,9 @@
-"""What `python -m luthier.benchmarks.methods` measured: `measured NAME`, and `measured all` for the index of methods."""
+"""What the benchmarks measured, from their committed results.
+
+`measured NAME`, `measured all`   `python -m luthier.benchmarks.methods`: a method, or all for the index of methods
+`speed`                           `python -m luthier.benchmarks.data_speed`
+`stream`                          `python -m luthier.benchmarks.data_stream`
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,8 @@ from typing import Any
 
 from blocks import ROOT, table
 
-RESULT = ROOT / "benchmarks" / "results" / "methods.json"
+RESULTS = ROOT / "benchmarks" / "results"
+RESULT = RESULTS / "methods.json"
 MIB = 2**20
 EVERYWHERE = ("lora", "full")  # the rows that stand for a method which takes part in every run
 
@@ -45,3 +51,46 @@ def _cells(key: str, row: dict[str, Any]) -> list[str]:
     sizes = ("peak_memory", "predicted_peak", "optimizer_state", "predicted_state", "saved")
     loss = f"{row['held_out_before']:.2f} -> {row['held_out_after']:.2f} in {row['steps']} steps"
     return [f"`{key}`", f"{row['trained_parameters']:,}", *(f"{row[size] / MIB:,.1f}" for size in sizes), loss]
+
+
+def speed(page: Path, words: list[str]) -> str:
+    """Tokenising and packing, beside LLaMA-Factory: medians over the rounds."""
+    found = json.loads((RESULTS / "data_speed.json").read_text(encoding="utf-8"))
+    rows = []
+    for who, runs in found["runs"].items():
+        seconds, last = found["median_seconds"][who], runs[-1]
+        rate = f"{found['rows_per_second'][who]:,.0f}"
+        rows.append(
+            [who, f"{seconds:.1f} s", rate, f"{last['tokens']:,}", f"{last['trained_tokens']:,}", f"{last['sequences']:,}"]
+        )
+    headings = ["", "time", "rows/s", "tokens", "learned", "sequences"]
+    machine = found["machine"]
+    note = (
+        f"{found['rows']:,} alpaca rows to labelled sequences of at most {found['sequence_tokens']:,} tokens, on disk; "
+        f"{found['workers']} workers each, {len(runs)} rounds in turn, medians: Luthier is {found['times_as_fast']:.2f} times "
+        f"as fast. {machine['cores']} cores of {machine['cpu']}; {found['peer']}."
+    )
+    return f"{table(headings, rows)}\n\n{note}"
+
+
+def stream(page: Path, words: list[str]) -> str:
+    """A file larger than the memory, read in a stream, and a reader that was killed."""
+    found = json.loads((RESULTS / "data_stream.json").read_text(encoding="utf-8"))
+    straight, resumed = found["straight"], found["resumed"]
+    rows = [
+        ["file", f"{found['file']['bytes'] / 1e9:.1f} GB, {found['file']['rows']:,} rows"],
+        [
+            "tokens",
+            f"{straight['tokens']:,}, packed into {straight['micro_batches']:,} sequences, "
+            f"{straight['packing_efficiency']:.1%} full",
+        ],
+        ["peak resident memory", f"{found['peak_resident_gib']:.2f} GiB, interpreter and libraries included"],
+        ["speed", f"{found['megabytes_per_cpu_second']:.1f} MB for each second of a core"],
+        [
+            "killed after",
+            f"{found['killed_after']:,} micro-batches; {resumed['seconds_to_the_window']:.1f} s until it went on",
+        ],
+        ["the next micro-batches", f"{resumed['equal']:,} of {resumed['compared']:,} equal to those of the straight pass"],
+    ]
+    machine = found["machine"]
+    return f"{table(['', ''], rows)}\n\nOne process on {machine['cores']} cores of {machine['cpu']}, other work beside it."

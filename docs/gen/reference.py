@@ -114,6 +114,8 @@ RENDERERS: dict[str, Renderer] = {
     "requests": data_pages.requests,
     "roles": roles,
     "slots": methods.slots,
+    "speed": measured.speed,
+    "stream": measured.stream,
     "templates": data_pages.templates,
     "traits": traits,
 }
