@@ -67,8 +67,8 @@ def speed(page: Path, words: list[str]) -> str:
     machine = found["machine"]
     note = (
         f"{found['rows']:,} alpaca rows to labelled sequences of at most {found['sequence_tokens']:,} tokens, on disk; "
-        f"{found['workers']} workers each, {len(runs)} rounds in turn, medians: Luthier is {found['times_as_fast']:.2f} times "
-        f"as fast. {machine['cores']} cores of {machine['cpu']}; {found['peer']}."
+        f"{found['workers']} workers each, {len(runs)} rounds in turn, medians: Luthier is "
+        f"{found['times_as_fast']:.2f} times as fast. {machine['cores']} cores of {machine['cpu']}; {found['peer']}."
     )
     return f"{table(headings, rows)}\n\n{note}"
 
