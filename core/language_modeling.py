@@ -101,7 +101,12 @@ def first_together(schedule: BatchSchedule, rows: Examples) -> tuple[Example, ..
 
 
 def announce(runtime: Runtime, batches: Batches) -> None:
-    """The "start" event, and a warning where rows do not fit the batches. Of a stream, its first window is known."""
+    """The "start" event, and warnings where rows do not fit the batches, or the warm-up the steps.
+
+    Of a stream, its first window is known.
+    """
+    from luthier.core.schedule import clipped_warmup
+
     schedule, data = batches.train, runtime.data
     assert data is not None
     runtime.emit(
@@ -118,6 +123,10 @@ def announce(runtime: Runtime, batches: Batches) -> None:
         runtime.emit(
             "warning", f"{schedule.oversized} batches of a single row are longer than {limit}: they need more memory"
         )
+    _, optimizer = runtime.method(runtime.plan.step("optimizer"))
+    clipped = clipped_warmup(optimizer, schedule.steps)
+    if clipped:
+        runtime.emit("warning", clipped)
 
 
 def check_packing(runtime: Runtime, batches: Batches) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from luthier.core.extensions import Row, RowError
 
 SYSTEM_COLUMNS: Final = ("system", "system_prompt")
-_TYPES: Final = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", tuple: "a list"}
+_TYPES: Final = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", tuple: "a list"}
 
 Turn = dict[str, Any]
 

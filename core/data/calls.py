@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.core.data.sources import json_type
 from luthier.core.extensions import RowError
+from luthier.core.rows import shown_type
 
 
 def checked_calls(message: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def checked_calls(message: Mapping[str, Any], at: str) -> list[dict[str, Any]]:
     if message.get("role") != "assistant":
         raise RowError("are made by the assistant only", column=column)
     if not isinstance(calls, list | tuple):
-        raise RowError(f"must be a list of tool calls, not {json_type(calls)}", column=column)
+        raise RowError(f"must be a list of tool calls, not {shown_type(calls)}", column=column)
     return [_call(call, f"{column}[{index}]") for index, call in enumerate(calls)]
 
 
@@ -50,14 +50,14 @@ def _arguments(value: Any, column: str) -> Any:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RowError(f"must be an object, not {json_type(value)}", column=column)
+        raise RowError(f"must be an object, not {shown_type(value)}", column=column)
     return _written(value, column)
 
 
 def checked_tools(value: Any, column: str = "tools") -> list[dict[str, Any]]:
     """Tools as {"type": "function", "function": schema}; a bare schema is put into that form. Raises RowError."""
     if not isinstance(value, list | tuple):
-        raise RowError(f"must be a list of JSON schemas, not {json_type(value)}", column=column)
+        raise RowError(f"must be a list of JSON schemas, not {shown_type(value)}", column=column)
     return [_tool(tool, f"{column}[{index}]") for index, tool in enumerate(value)]
 
 

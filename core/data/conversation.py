@@ -18,9 +18,8 @@ from typing import Any, Final, TypeAlias
 
 from luthier.core.contracts import DataKind
 from luthier.core.data.calls import checked_calls, checked_tools
-from luthier.core.data.sources import json_type
 from luthier.core.extensions import Row, RowError
-from luthier.core.rows import encodable
+from luthier.core.rows import encodable, shown_type
 
 Messages: TypeAlias = list[dict[str, Any]]
 ROLES: Final = ("system", "user", "assistant", "tool")
@@ -34,7 +33,7 @@ _NOT_TEXT: Final = ("image", "audio", "video", "file", "input_")
 def check_row(kind: DataKind, canonical: Any) -> dict[str, Any]:
     """The canonical row in plain dicts and lists; raises RowError naming the column, such as messages[2].role."""
     if not isinstance(canonical, Mapping):
-        raise RowError(f"the format gave {json_type(canonical)}, not an object")
+        raise RowError(f"the format gave {shown_type(canonical)}, not an object")
     unknown = [key for key in canonical if key not in _KEYS[kind]]
     if unknown:
         raise RowError(f"is no part of a {kind} row: {', '.join(_KEYS[kind])}", column=str(unknown[0]))
@@ -52,7 +51,7 @@ def check_messages(value: Any, column: str = "messages") -> Messages:
     learned.
     """
     if not isinstance(value, list | tuple):
-        raise RowError(f"must be a list of messages, not {json_type(value)}", column=column)
+        raise RowError(f"must be a list of messages, not {shown_type(value)}", column=column)
     if not value:
         raise RowError("is empty: a conversation needs messages", column=column)
     return [_message(message, column, index) for index, message in enumerate(value)]
@@ -71,7 +70,7 @@ def check_conversation(value: Any, column: str, *, led: bool = False) -> Message
 def check_text(value: Any, column: str) -> str:
     """A string that can be encoded; raises RowError otherwise (a lone surrogate is valid JSON, but no text)."""
     if not isinstance(value, str):
-        raise RowError(f"must be a string, not {json_type(value)}", column=column)
+        raise RowError(f"must be a string, not {shown_type(value)}", column=column)
     return encodable(value, column)
 
 
@@ -85,7 +84,7 @@ def _message(message: Any, column: str, index: int) -> dict[str, Any]:
 
 def _any_message(message: Any, at: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise RowError(f"must be an object with role and content, not {json_type(message)}", column=at)
+        raise RowError(f"must be an object with role and content, not {shown_type(message)}", column=at)
     given = {key: value for key, value in message.items() if value is not None}
     calls = checked_calls(given, at)
     if "role" not in given or ("content" not in given and not calls and not any(key in given for key in _REASONING)):

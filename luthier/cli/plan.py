@@ -59,7 +59,8 @@ def show_plan(plan: Plan, console: Any) -> None:
 
 def looked(look: DataLook) -> str:
     """What became of the first rows, in one sentence."""
-    rows = f"all {look.rows:,} rows" if look.whole else f"the first {look.rows:,} rows"
+    whole = f"all {look.rows:,} rows" if look.rows > 1 else "the only row"
+    rows = whole if look.whole else f"the first {look.rows:,} rows"
     counts = [f"{look.kept:,} kept"]
     for verb, reasons in (("dropped", look.dropped), ("cut", look.cut), ("added", look.added), ("noted", look.notes)):
         counts += [f"{count:,} {verb} ({reason})" for reason, count in reasons.items()]

@@ -13,7 +13,6 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from luthier.core.language_modeling import announce, batches, check_packing
-from luthier.core.schedule import clipped_warmup
 from luthier.core.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -27,10 +26,6 @@ def train(runtime: Runtime) -> dict[str, float]:
     parts = batches(runtime)
     announce(runtime, parts)
     check_packing(runtime, parts)
-    _, optimizer = runtime.method(runtime.plan.step("optimizer"))
-    clipped = clipped_warmup(optimizer, parts.train.steps)
-    if clipped:
-        runtime.emit("warning", clipped)
     trainer = RunTrainer(runtime=runtime, schedule=parts.train, eval_schedule=parts.held_out, data_collator=parts.collate)
     metrics = trainer.fit()
     if "eval_loss" in metrics:

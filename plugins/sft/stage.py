@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from luthier.core.language_modeling import announce, batches, check_packing
-from luthier.core.schedule import clipped_warmup
 from luthier.core.trainer import RunTrainer
 
 if TYPE_CHECKING:
@@ -24,9 +23,5 @@ def train(runtime: Runtime) -> dict[str, float]:
     parts = batches(runtime)
     announce(runtime, parts)
     check_packing(runtime, parts)
-    _, optimizer = runtime.method(runtime.plan.step("optimizer"))
-    clipped = clipped_warmup(optimizer, parts.train.steps)
-    if clipped:
-        runtime.emit("warning", clipped)
     trainer = RunTrainer(runtime=runtime, schedule=parts.train, eval_schedule=parts.held_out, data_collator=parts.collate)
     return trainer.fit()

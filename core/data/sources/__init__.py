@@ -22,10 +22,10 @@ from luthier.core.data.sources.file_rows import FileRows
 from luthier.core.data.sources.hub import HubRows
 from luthier.core.data.sources.inline import InlineRows
 from luthier.core.data.sources.locate import place
-from luthier.core.data.sources.row import RowSource, SourceRow, json_type
+from luthier.core.data.sources.row import RowSource, SourceRow
 from luthier.core.errors import DataError
 
-__all__ = ["RowSource", "SourceRow", "json_type", "open_rows", "place", "resolve_sources"]
+__all__ = ["RowSource", "SourceRow", "open_rows", "place", "resolve_sources"]
 
 
 def open_rows(source: SourceConfig, base: Path | None = None, *, streaming: bool = False) -> RowSource:

@@ -16,8 +16,8 @@ from luthier.core.config.schema import DataConfig, SourceConfig
 from luthier.core.data.sources.entries import source_of
 from luthier.core.data.sources.locate import place
 from luthier.core.data.sources.permission import check_local
-from luthier.core.data.sources.row import json_type
 from luthier.core.errors import DataError
+from luthier.core.rows import shown_type
 
 FILE_NAME: Final = "dataset_info.json"
 
@@ -71,7 +71,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=str(path), fix="check the file") from error
     if not isinstance(entries, Mapping):
-        raise DataError(f"is {json_type(entries)}, not an object", where=str(path), fix=fix)
+        raise DataError(f"is {shown_type(entries)}, not an object", where=str(path), fix=fix)
     return entries
 
 

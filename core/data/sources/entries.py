@@ -22,9 +22,9 @@ from luthier.core.config.schema import Choice, SourceConfig
 from luthier.core.data.sources.files import is_url
 from luthier.core.data.sources.permission import check_local
 from luthier.core.data.sources.remote import PACKAGES
-from luthier.core.data.sources.row import json_type
 from luthier.core.errors import DataError
 from luthier.core.frozen import FrozenDict
+from luthier.core.rows import shown_type
 from luthier.core.tagged import Tags
 
 PLACES: Final = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -57,13 +57,13 @@ class _Entry:
     def __init__(self, path: Path, name: str, entry: Any) -> None:
         self.path, self.name = path, name
         if not isinstance(entry, Mapping):
-            self._refuse("", f"is {json_type(entry)}, not an object", 'an entry is {"file_name": "rows.json", ...}')
+            self._refuse("", f"is {shown_type(entry)}, not an object", 'an entry is {"file_name": "rows.json", ...}')
         for key, value in entry.items():
             if key not in TYPES:
                 self._unknown(key, key, TYPES)
             # null is what LLaMA-Factory takes for "not given".
             if value is not None and type(value) is not TYPES[key]:
-                self._refuse(key, f"must be {_TYPE_NAMES[TYPES[key]]}, not {json_type(value)}", "correct it")
+                self._refuse(key, f"must be {_TYPE_NAMES[TYPES[key]]}, not {shown_type(value)}", "correct it")
         self.entry = {key: value for key, value in entry.items() if value is not None}
         self.columns = self._texts("columns", COLUMNS)
         self.tags = self._texts("tags", TAGS)
@@ -183,7 +183,7 @@ class _Entry:
             if name not in known:
                 self._unknown(f"{key}.{name}", name, known)
             if value is not None and not isinstance(value, str):
-                self._refuse(f"{key}.{name}", f"must be a string, not {json_type(value)}", "correct it")
+                self._refuse(f"{key}.{name}", f"must be a string, not {shown_type(value)}", "correct it")
             if value is not None:
                 found[name] = value
         return found

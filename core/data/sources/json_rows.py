@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from luthier.core.data.sources.files import DataFile
 from luthier.core.data.sources.opening import lines_of, text_chunks
-from luthier.core.data.sources.row import Skip, SourceRow, json_type
+from luthier.core.data.sources.row import Skip, SourceRow
 from luthier.core.errors import DataError
+from luthier.core.rows import shown_type
 
 _BLANK: Final = re.compile(r"[ \t\r\n]*")
 # An error this close to the end of the window may be about what follows it: the longest literal and escape are shorter.
@@ -156,7 +157,7 @@ def _without_list(window: _Window) -> str:
 
 def _object(value: object, where: str, fix: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise DataError(f"the row is {json_type(value)}, not an object", where=where, fix=fix)
+        raise DataError(f"the row is {shown_type(value)}, not an object", where=where, fix=fix)
     return value
 
 

@@ -23,7 +23,7 @@ def test_a_missing_column_names_those_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (None, "not null"), (True, "not true or false"), (3, "not a number"), (["a"], "not a list"),
+        (None, "not null"), (True, "not a boolean"), (3, "not a number"), (["a"], "not a list"),
         ({"a": 1}, "not an object"),
     ],
 )  # fmt: skip
