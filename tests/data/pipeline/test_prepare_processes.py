@@ -22,8 +22,10 @@ Config = Callable[..., RunConfig]
 Chat = Callable[..., dict[str, Any]]
 
 # What a run does: tokenise, and say what came of it. A format that waits stands for much data.
+# Whoever runs the tests in the background of a shell hands down that Ctrl-C is ignored: here it is not.
 SCRIPT = """
-import json, sys, time
+import json, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from luthier.core.catalog import Offer, Provider
 from luthier.core.config.schema import Choice, DataConfig, ModelConfig, RunConfig, SourceConfig
