@@ -20,8 +20,10 @@ from luthier.core.plan import ModelReference, Plan, SourceSummary
 from luthier.core.profile import ArchitectureProfile
 
 if TYPE_CHECKING:
+    from luthier.core.contracts import DataKind
     from luthier.core.data.inspect import Inspection
     from luthier.core.merging import MergeReport
+    from luthier.core.trained import RunTokenizer
 
 Observer = Callable[[RunEvent], None]
 
@@ -72,13 +74,21 @@ def plan(
     Loads no weights. Raises PlanRefused with every problem, ModelError or DataError where the model or
     the data cannot be read.
     """
-    from luthier.core.resolve import resolve
     from luthier.registry.catalog import discover
+
+    catalog = catalog or discover()
+    return _with_look(_resolved(config, catalog, environment), catalog)
+
+
+def _resolved(
+    config: RunConfig | Mapping[str, Any] | str | Path, catalog: Catalog, environment: Environment | None = None
+) -> Plan:
+    """The plan, without what became of the data's first rows."""
+    from luthier.core.resolve import resolve
     from luthier.registry.environment import read_environment
 
     if not isinstance(config, RunConfig):
         config = load_config(config)
-    catalog = catalog or discover()
     reference, profile = read_model(config.model, catalog)
     environment = environment or read_environment()
     sources, trouble = _survey(config, catalog)
@@ -93,25 +103,32 @@ def plan(
         raise PlanRefused([*refused.problems, problem], refused.draft) from None
     if trouble is not None:
         raise trouble
-    return _with_look(made, catalog)
+    return made
 
 
 def _with_look(made: Plan, catalog: Catalog) -> Plan:
     """The plan with what became of the data's first rows; without, and with a warning, where there is no tokenizer."""
     from luthier.core.data.look import look
-    from luthier.core.trained import method_of, new_tokenizer
 
     if not made.data:
         return made
     try:
-        tokenizer = new_tokenizer(made, catalog)
+        config, kind, tokenizer = _reading(made, catalog)
     except ModelError as error:
         warning = f"the data's tokens were not looked at: {error.message}"
         return dataclasses.replace(made, warnings=(*made.warnings, warning))
-    stage, _ = method_of(made.step("stage"), catalog)
-    config = parse_config(thaw(made.config))
-    found = look(config, catalog.formats, tokenizer.edited, kind=stage.data_kind)
+    found = look(config, catalog.formats, tokenizer.edited, kind=kind)
     return dataclasses.replace(made, data_look=found, warnings=(*made.warnings, *tokenizer.warnings))
+
+
+def _reading(
+    made: Plan, catalog: Catalog, notice: Callable[[str], None] = lambda text: None
+) -> tuple[RunConfig, DataKind, RunTokenizer]:
+    """What a plan's data is read with: its configuration, what its stage learns from, and its tokenizer."""
+    from luthier.core.trained import method_of, new_tokenizer
+
+    stage, _ = method_of(made.step("stage"), catalog)
+    return parse_config(thaw(made.config)), stage.data_kind, new_tokenizer(made, catalog, notice)
 
 
 def read_model(model: ModelConfig, catalog: Catalog) -> tuple[ModelReference, ArchitectureProfile]:
@@ -194,20 +211,16 @@ def inspect_data(
     """
     from luthier.core.data.inspect import inspect_data as inspect_prepared
     from luthier.core.data.prepare import prepare
-    from luthier.core.trained import method_of, new_tokenizer
     from luthier.registry.catalog import discover
 
     catalog = discover()
-    made = plan(config, catalog=catalog)
-    planned = parse_config(thaw(made.config))
+    planned, kind, tokenizer = _reading(_resolved(config, catalog), catalog, notice)
     if planned.data.streaming:
         window = planned.data.window
         notice(f"of the stream, the first {window:,} rows of each source are looked at")
         train = tuple(dataclasses.replace(one, rows=min(one.rows or window, window)) for one in planned.data.train)
         planned = dataclasses.replace(planned, data=dataclasses.replace(planned.data, train=train, streaming=False))
-    stage, _ = method_of(made.step("stage"), catalog)
-    tokenizer = new_tokenizer(made, catalog, notice)
-    prepared = prepare(planned, catalog.formats, tokenizer.edited, kind=stage.data_kind, notice=notice)
+    prepared = prepare(planned, catalog.formats, tokenizer.edited, kind=kind, notice=notice)
     return inspect_prepared(
         prepared,
         tokenizer.edited,
