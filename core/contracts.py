@@ -14,12 +14,12 @@ the core selects by configuration, checks, orders and calls.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeAlias, TypeVar
 
 from luthier.core.environment import Environment
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, Problem
 from luthier.core.frozen import FrozenDict
 from luthier.core.options import NoOptions
 from luthier.core.profile import ArchitectureProfile
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from luthier.core.catalog import Catalog
+    from luthier.core.plan import Plan
     from luthier.core.runtime import Runtime
 
 C = TypeVar("C")
@@ -39,6 +41,8 @@ Undo: TypeAlias = Callable[[], None]
 Numerics = Literal["exact", "close", "changes"]
 Phase = Literal["load", "loaded", "attached"]
 DataKind = Literal["text", "conversation", "preference", "unpaired", "prompt"]
+Task = Literal["causal", "score"]
+Reference = Literal["disabled", "copied", "precomputed", "model"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,14 @@ def _no_memory(profile: ArchitectureProfile, config: Any) -> MemoryTerms:
     return MemoryTerms()
 
 
+def _no_reference(config: Any) -> tuple[Reference, ...]:
+    return ()
+
+
+def _no_problems(plan: Plan, catalog: Catalog, config: Any) -> Sequence[Problem]:
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Generic[C]):
     """The common part of every method; a subclass adds what its slot does with it.
@@ -306,12 +318,28 @@ class AttentionKernel(Method[C]):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStage(Method[C]):
-    """What is learned. `run(runtime, config)` trains and returns its final metrics."""
+    """What is learned. `run(runtime, config)` trains and returns its final metrics.
+
+    data_kind   the rows it learns from
+    task        the model it trains: "causal" with its language-model head, or "score" with a head of one number in its place
+                (transformers' AutoModelForSequenceClassification), which trains whatever else does; that provides
+                "model.score_head"
+    references  the ways in which it can have its reference model, the policy as training found it, best first; none where it
+                needs none. The plan takes the first that the adapter's traits allow (core/references.py tells them apart)
+    check_plan  what it finds wrong with a plan that is complete otherwise, asked with (plan, catalog, config)
+    """
 
     slot: ClassVar[str] = "stage"
 
     run: Callable[[Runtime, C], Mapping[str, float]]
     data_kind: DataKind
+    task: Task = "causal"
+    references: Callable[[C], tuple[Reference, ...]] = _no_reference
+    check_plan: Callable[[Plan, Catalog, C], Sequence[Problem]] = _no_problems
+
+    def __post_init__(self) -> None:
+        if self.task == "score":
+            object.__setattr__(self, "provides", self.provides | {"model.score_head"})
 
 
 class NothingPatched(LuthierError):

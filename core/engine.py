@@ -1,7 +1,7 @@
 """`execute()`: carries a plan out, from top to bottom. Everything was decided before; this file only does it in order.
 
 claim the output folder
-tokenizer, data
+a former run's adapter folded into the weights, where the model is one -> tokenizer, data
 patches of phase "load" -> model -> attention -> patches "loaded" -> adapter -> patches "attached"
 stage: trains, with the plan's optimizer
 save, report, undo
@@ -26,6 +26,7 @@ from luthier.core.environment import Environment
 from luthier.core.errors import Interrupted, LuthierError, OutOfMemoryError
 from luthier.core.events import Broadcast
 from luthier.core.extensions import RunEvent
+from luthier.core.former_models import begin_from
 from luthier.core.frozen import thaw
 from luthier.core.loading import load_model
 from luthier.core.meter import MemoryMeter, ran_out_of_memory
@@ -99,6 +100,7 @@ def execute(
 
 def _prepare(runtime: Runtime) -> None:
     """Tokenizer and data come first: what is wrong with them is known before the weights are loaded."""
+    begin_from(runtime.plan.model, runtime.catalog, runtime.notice)
     runtime.emit("phase", "reading and tokenising the data", name="data")
     made = new_tokenizer(runtime.plan, runtime.catalog, runtime.notice)
     runtime.tokenizer, runtime.original_tokenizer = made.edited, made.original
@@ -125,6 +127,8 @@ def _build(runtime: Runtime) -> None:
     """The model with everything on it that the plan names."""
     from transformers import set_seed
 
+    from luthier.core.score_head import pad_with, require_trained_head
+
     plan = runtime.plan
     runtime.emit("phase", f"loading {plan.model.name}", name="load")
     set_seed(runtime.config.train.seed)
@@ -139,11 +143,15 @@ def _build(runtime: Runtime) -> None:
     stop = stop_at_end_of_turn(runtime.model, runtime.tokenizer)
     if stop is not None:
         runtime.notice(f"{stop} ends an answer of the chat template: generation_config.json names it as an end token too")
+    if plan.task == "score" and (remark := pad_with(runtime.model, runtime.tokenizer)):
+        runtime.notice(remark)
     _patch(runtime, "loaded")
     adapter, options = runtime.method(plan.step("adapter"))
     assert isinstance(adapter, Adapter)
     runtime.model = call(adapter.attach, runtime.model, plan.profile, options, context=runtime.build_context())
     _patch(runtime, "attached")
+    if plan.task == "score":
+        require_trained_head(runtime.model, adapter.name)
     trained = sum(parameter.numel() for parameter in runtime.model.parameters() if parameter.requires_grad)
     total = sum(count_parameters(parameter) for parameter in runtime.model.parameters())
     if not trained:

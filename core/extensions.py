@@ -88,7 +88,7 @@ class ArchitectureFamily:
     decoder: str = ""
 
 
-BUILT_IN_VERBS: Final = ("demo", "plan", "train", "merge", "methods", "explain", "profile", "data", "doctor")
+BUILT_IN_VERBS: Final = ("demo", "plan", "train", "evaluate", "merge", "methods", "explain", "profile", "data", "doctor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class RunEvent:
     phase        name ("data", "load", "attach", "train", "save", ...); while data is tokenised, again and again without a
                  message: source, rows (done), of (how many, or null)
     step         step, steps, loss, lr, grad_norm, epoch, tokens_per_second, trained_tokens_per_second, memory, remaining
-    evaluate     step, loss
+    evaluate     step, and what the stage measures on held-out rows: loss, perplexity, exact_match, accuracy, margin, ...
     checkpoint   step, folder
     finish       the content of all_results.json
     """

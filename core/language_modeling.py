@@ -112,8 +112,8 @@ def announce(runtime: Runtime, batches: Batches) -> None:
     runtime.emit(
         "start",
         steps=schedule.steps,
-        rows=len(data.train) if runtime.stream is None else None,
-        held_out=len(data.eval),
+        rows=data.train.rows if runtime.stream is None else None,
+        held_out=data.eval.rows,
         padding=schedule.padding,
         packing_efficiency=schedule.efficiency if schedule.packing else None,
         resumed_from=runtime.resume_from.name if runtime.resume_from else None,

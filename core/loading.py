@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ def load_tokenizer(model: ModelReference, notice: Notice = lambda text: None) ->
     from transformers import AutoTokenizer
 
     with _failures(model, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(model.path, **_reference_options(model))
+        tokenizer = AutoTokenizer.from_pretrained(model.tokenizer or model.path, **_tokenizer_options(model))
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             reason = "the tokenizer has neither a padding nor an end token"
@@ -38,12 +37,13 @@ def load_tokenizer(model: ModelReference, notice: Notice = lambda text: None) ->
 
 
 def load_model(plan: Plan, notice: Notice = lambda text: None) -> nn.Module:
-    """The causal language model with the plan's dtype and load options, on the plan's device, in training mode.
+    """The model with the plan's dtype and load options, on the plan's device, in training mode: a causal language model, or
+    for task "score" one with a score head in place of the language-model head.
 
     Raises ModelError where weights are missing, corrupt, or do not fit the configuration.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {**thaw(plan.load_options), **_reference_options(plan.model)}
     options.setdefault("dtype", getattr(torch, plan.precision.weights))
@@ -52,14 +52,24 @@ def load_model(plan: Plan, notice: Notice = lambda text: None) -> nn.Module:
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
+    loader = AutoModelForCausalLM
+    if plan.task == "score":
+        # A head of another size is refused below, in words of ours.
+        loader, options = AutoModelForSequenceClassification, options | {"num_labels": 1, "ignore_mismatched_sizes": True}
     with _failures(plan.model, "model"), without_repeated_configuration():
-        model, info = AutoModelForCausalLM.from_pretrained(plan.model.path, output_loading_info=True, **options)
+        model, info = loader.from_pretrained(plan.model.path, output_loading_info=True, **options)
+    if plan.task == "score":
+        from luthier.core.score_head import install_head
+
+        info = install_head(model, info, seed=plan.config.get("train", {}).get("seed", 0), notice=notice)
     _check_weights(plan.model, info, notice)
     if "device_map" not in options:
         model.to(plan.device)
     settle(model, plan.precision)
     if plan.profile.quantization is not None:
         cast_plain_weights(model, getattr(torch, plan.precision.weights))
+    if plan.task == "score":
+        model.score.float()
     return model.train()
 
 
@@ -70,6 +80,12 @@ def _reference_options(model: ModelReference) -> dict[str, Any]:
     if model.gguf_file:
         options["gguf_file"] = model.gguf_file
     return options
+
+
+def _tokenizer_options(model: ModelReference) -> dict[str, Any]:
+    if model.tokenizer is not None:
+        return {"trust_remote_code": model.trust_remote_code}
+    return _reference_options(model)
 
 
 def _check_weights(model: ModelReference, info: dict[str, Any], notice: Notice) -> None:
@@ -95,8 +111,7 @@ def _failures(model: ModelReference, what: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with quiet():
             yield
     except LuthierError:
         raise

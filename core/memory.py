@@ -100,6 +100,8 @@ def matmul_parameters(profile: ArchitectureProfile) -> int:
         return profile.parameters
     layered = ("attn.", "mlp.", "mixer")
     projections = sum(count for role, count in profile.role_parameters.items() if role.startswith(layered))
+    if profile.has("score"):
+        return projections + profile.role_parameters["score"]
     return projections + (profile.role_parameters.get("head") or profile.vocab_size * profile.hidden_size)
 
 
@@ -116,5 +118,10 @@ def layer_elements_per_token(profile: ArchitectureProfile) -> int:
 
 
 def logits_bytes_per_token(profile: ArchitectureProfile, precision: Precision) -> float:
-    """Logits in the compute format, their float32 copy, its log-softmax, and the gradient of one of these."""
+    """Logits in the compute format, their float32 copy, its log-softmax, and the gradient of one of these.
+
+    Of a model with a score head: the hidden states in float32, which the head multiplies.
+    """
+    if profile.has("score"):
+        return float(profile.hidden_size * 4)
     return float(profile.vocab_size * (DTYPE_BYTES[precision.compute] + 12))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from luthier.core import atomic
 from luthier.core.catalog import Catalog
-from luthier.core.contracts import Adapter
+from luthier.core.contracts import Adapter, Task
 from luthier.core.dequantize import is_quantized_linear
 from luthier.core.errors import ConfigError, LuthierError, OutputError
 from luthier.core.plan import Plan, Step
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Base = Literal["original", "dequantized"]
 SAMPLE_TOKENS: Final = 256
+CUTS: Final = 16
 # Parts of the greatest logit. A float32 sum in another order stays below the first; the others round to 8 and 11 bits.
 TOLERANCES: Final = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
 SAMPLE: Final = (
@@ -106,16 +107,16 @@ def merge_run(
     from_quantized = None
     if "weights.quantized" in plan.traits:
         notice("measuring the model as it was trained, on its quantised weights")
-        trained_logits = _logits(trained_model(plan, folder, catalog, tokenizer), ids)
+        trained_logits = _logits(trained_model(plan, folder, catalog, tokenizer), ids, plan.task)
     notice(f"loading {plan.model.name}, {chosen} weights")
     skipped = tuple(quantised) if chosen == "original" else ()
     model = trained_model(plan, folder, catalog, tokenizer, without=skipped, dequantise=chosen == "dequantized")
-    unmerged = _logits(model, ids)
+    unmerged = _logits(model, ids, plan.task)
     notice(f"folding {adapter.name} into the weights")
     assert adapter.merge is not None
     merged: Any = adapter.merge(model)
     _require_plain(merged, adapter)
-    folding = _difference(_logits(merged, ids), unmerged)
+    folding = _difference(_logits(merged, ids, plan.task), unmerged)
     with _new_folder(into) as temporary:
         _write(merged, tokenizer, temporary, kept)
         del model, merged
@@ -217,12 +218,13 @@ def _check_target(into: Path) -> None:
 # ---- what is compared
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+def _logits(model: nn.Module, ids: Tensor, task: Task) -> Tensor:
+    """Float32 logits of every token; of a model with a score head, the scores of the text cut at `CUTS` places."""
     import torch
 
+    cuts = (ids.shape[1],) if task == "causal" else tuple(max(1, ids.shape[1] * cut // CUTS) for cut in range(1, CUTS + 1))
     with torch.no_grad():
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits.float()
-    return logits
+        return torch.cat([model(input_ids=ids[:, :cut], use_cache=False).logits.float() for cut in cuts])
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
@@ -274,24 +276,27 @@ def _write(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: 
 def _read_back(folder: Path, ids: Tensor, plan: Plan) -> tuple[Tensor, int]:
     """The logits of what was written, as plain transformers loads it; and its number of parameters."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    loader = AutoModelForCausalLM if plan.task == "causal" else AutoModelForSequenceClassification
     with quiet():
         trusted = plan.model.trust_remote_code
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=trusted).eval()
-    return _logits(model, ids), sum(parameter.numel() for parameter in model.parameters())
+        model = loader.from_pretrained(str(folder), dtype=torch.float32, trust_remote_code=trusted).eval()
+    return _logits(model, ids, plan.task), sum(parameter.numel() for parameter in model.parameters())
 
 
 def _card(plan: Plan, report: MergeReport) -> str:
+    auto = "AutoModelForCausalLM" if plan.task == "causal" else "AutoModelForSequenceClassification"
+    kind = "text-generation" if plan.task == "causal" else "text-classification"
     lines = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [luthier, merged]\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {kind}\ntags: [luthier, merged]\n---",
         f"# {plan.model.name.rstrip('/').rsplit('/', 1)[-1]}, trained and merged with Luthier",
         f"What `{report.adapter}` trained is folded into the {report.base} weights of `{plan.model.name}`, kept in "
         f"{report.dtype}. On {report.tokens} tokens of sample text the logits differ from the unmerged model's by at most "
         f"{report.difference:.3g} ({report.relative:.3%} of the greatest).",
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"```python\nfrom transformers import {auto}, AutoTokenizer\n"
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n'
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n```',
+        f'model = {auto}.from_pretrained("path/to/this/folder")\n```',
         "`merge.json` has the numbers.",
     ]
     return "\n\n".join(lines) + "\n"

@@ -240,9 +240,9 @@ class OutputFolder:
         found = self.checkpoints()
         return found[-1] if found else None
 
-    def prune(self, keep: int) -> list[Path]:
-        """Remove all but the `keep` newest checkpoints (at least one stays); returns those removed."""
-        old = self.checkpoints()[: -max(keep, 1)]
+    def prune(self, keep: int, *, spare: str | None = None) -> list[Path]:
+        """Remove all but the `keep` newest checkpoints (at least one stays) and the one called `spare`; returns those."""
+        old = [folder for folder in self.checkpoints()[: -max(keep, 1)] if folder.name != spare]
         for folder in old:
             # Renamed first: a removal that is cut short must not look like a checkpoint.
             doomed = atomic.temporary_name(folder)

@@ -25,7 +25,10 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One method of the plan: its slot, who provides it, its full configuration, and why it was chosen."""
+    """One method of the plan: its slot, who provides it, its full configuration, and why it was chosen.
+
+    `reference` is how a stage has its reference policy (core/references.py), where it needs one.
+    """
 
     slot: str
     method: str
@@ -70,15 +73,67 @@ class MemoryForecast:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FormerRun:
+    """The run that a model was trained by, and how what it trained gets into this one (core/former.py).
+
+    folder      its output folder, or one of its checkpoints
+    how         "whole": it left a whole model; "merge": its adapter is folded into plain weights, which lie in the cache;
+                "stack": its adapter stays, frozen, below the one that trains
+    why         the reason for that
+    content     a hash over what it trained: another one is another run
+    base        the model that it trained
+    stage, adapter, task   what it learned, with what, and which head its model has
+    patches     of its patches, those that belong to the model
+    quantized   whether it trained on quantised weights
+    """
+
+    folder: str
+    how: Literal["whole", "merge", "stack"]
+    why: str
+    content: str
+    base: ModelReference
+    stage: str
+    adapter: str
+    task: Literal["causal", "score"] = "causal"
+    patches: tuple[Step, ...] = ()
+    quantized: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelReference:
-    """Where the model is: `name` as the user wrote it, `path` where it lies (a folder, or a hub id), `gguf` its file."""
+    """Where the model is: `name` as the user wrote it, `path` where it lies (a folder, or a hub id), `gguf` its file.
+
+    A `former` run is what it is made from. `tokenizer` is the folder of its tokenizer, where that lies elsewhere.
+    """
 
     name: str
     path: str
-    kind: Literal["folder", "hub", "gguf", "alias"]
+    kind: Literal["folder", "hub", "gguf", "alias", "run"]
     revision: str | None = None
     gguf_file: str | None = None
     trust_remote_code: bool = False
+    tokenizer: str | None = None
+    former: FormerRun | None = None
+
+    @property
+    def origin(self) -> ModelReference:
+        """The published model at the beginning of the chain."""
+        return self.former.base.origin if self.former else self
+
+    @property
+    def foot(self) -> ModelReference:
+        """The model that an adapter fits: of a stack the one below all adapters, else this one."""
+        return self.former.base.foot if self.former and self.former.how == "stack" else self
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What tells the weights of two models apart, JSON-shaped."""
+        former = self.former and {
+            "how": self.former.how,
+            "content": self.former.content,
+            "base": self.former.base.weights,
+        }
+        return {"path": self.path, "revision": self.revision, "gguf_file": self.gguf_file, "former": former}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +171,11 @@ class DataLook:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything `execute()` needs, and everything a reader wants to know before it runs."""
+    """Everything `execute()` needs, and everything a reader wants to know before it runs.
+
+    `task` is that of the stage: "causal" loads a language model, "score" one with a head of one number in place of its head.
+    `profile` is that of the model that is loaded.
+    """
 
     model: ModelReference
     profile: ArchitectureProfile
@@ -126,6 +185,7 @@ class Plan:
     data: tuple[SourceSummary, ...] = ()
     data_look: DataLook | None = None
     device: str = "cpu"
+    task: Literal["causal", "score"] = "causal"
     traits: tuple[str, ...] = ()
     load_options: FrozenDict[str, Any] = field(default_factory=FrozenDict)
     warnings: tuple[str, ...] = ()
@@ -172,7 +232,7 @@ class Plan:
     def hash(self) -> str:
         """Sixteen hex digits over what decides the results: two plans of one hash train the same way."""
         decisive = {
-            "model": to_plain(self.model),
+            "model": {"name": self.model.name, "trust_remote_code": self.model.trust_remote_code, **self.model.weights},
             "steps": [[step.slot, step.method, step.provider, thaw(step.config)] for step in self.steps],
             "precision": self.precision.name,
             "config": self.decisive_config(),

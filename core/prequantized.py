@@ -8,6 +8,7 @@ tensor while it reads), "after" (the loaded layers are replaced), or "" (it cann
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -116,6 +117,14 @@ def traits_of(quantization: Quantization) -> frozenset[Trait]:
     if not quantization.dora and quantization.bits != 8:  # DoRA minds 8 bits, however they are stored
         found.add("weights.no_dora")
     return frozenset(found)
+
+
+def without_quantization(profile: ArchitectureProfile, dtype: str) -> ArchitectureProfile:
+    """The profile of the same model with plain weights of `dtype`."""
+    if profile.quantization is None:
+        return dataclasses.replace(profile, dtype=dtype)
+    traits = profile.traits - traits_of(profile.quantization)
+    return dataclasses.replace(profile, dtype=dtype, prequantized=None, quantization=None, traits=traits)
 
 
 def stored_bytes(profile: ArchitectureProfile) -> tuple[int, float]:

@@ -54,6 +54,7 @@ ROLES: Final[dict[str, str]] = {
     "embed.project": "projection between the embeddings' size and the hidden size",
     "head.transform": "a layer between the decoder and the output head",
     "head": "output head over the vocabulary",
+    "score": "head of one number over the last token, of a model that scores, in place of the output head",
 }
 
 ROLE_GROUPS: Final[dict[str, tuple[str, ...]]] = {

@@ -100,6 +100,11 @@ class StepWatch:
         """Remember the loss of a micro-batch of optimizer step `step` (counted from 1) until the next report."""
         self._losses.append((step, loss))
 
+    def unread(self) -> float | None:
+        """The mean loss of the optimizer steps since the last report; None where there were none."""
+        steps = {step for step, _ in self._losses}
+        return sum(float(loss) for _, loss in self._losses) / len(steps) if steps else None
+
     def read(self, *, loss: float, grad_norm: float | None) -> Interval:
         """Close the interval. Raises LuthierError naming the step whose loss, or gradient norm, is not a finite number."""
         seconds = time.perf_counter() - self._started if self._started is not None else 0.0

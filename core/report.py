@@ -16,6 +16,21 @@ RED: Final = "#c2410c"
 GIB: Final = 1024**3
 RESULTS: Final = {
     "eval_loss": "held-out loss",
+    "eval_accuracy": "held-out accuracy",
+    "eval_accuracy_longer": "held-out accuracy of choosing the longer answer",
+    "eval_margin": "held-out reward margin",
+    "eval_reward_before": "held-out reward before training",
+    "eval_reward": "held-out reward",
+    "kl": "KL to the reference, of an answer (nats)",
+    "eval_perplexity": "held-out perplexity",
+    "eval_exact_match": "held-out exact match (0 to 1)",
+    "eval_rouge1": "held-out ROUGE-1 (0 to 1)",
+    "eval_rouge2": "held-out ROUGE-2 (0 to 1)",
+    "eval_rougeL": "held-out ROUGE-L (0 to 1)",
+    "eval_bleu": "held-out BLEU (0 to 100)",
+    "eval_unfinished": "part of held-out answers cut short",
+    "best_step": "the best evaluation, of which these weights are, at step",
+    "ended_early": "ended early",
     "train_loss": "mean training loss",
     "steps": "optimizer steps",
     "tokens": "tokens seen",
@@ -27,6 +42,7 @@ RESULTS: Final = {
     "parameters": "parameters",
 }
 
+TAKEN_UP: Final = {"whole": "a whole model", "merge": "merged", "stack": "kept below"}
 COUNTED: Final = {"dropped": "left out", "cut": "cut", "added": "added", "notes": "with a remark"}
 
 
@@ -49,7 +65,8 @@ def plot_losses(records: Iterable[Mapping[str, Any]], path: Path) -> None:
 
     kept = list(records)
     train = [(record["step"], record["loss"]) for record in kept if record.get("event") == "step"]
-    held_out = [(record["step"], record["loss"]) for record in kept if record.get("event") == "evaluate"]
+    evaluations = (record for record in kept if record.get("event") == "evaluate")
+    held_out = [(record["step"], record["loss"]) for record in evaluations if "loss" in record]
     figure = Figure(figsize=(7.2, 4.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -82,7 +99,7 @@ def model_card(plan: Plan, results: Mapping[str, Any], *, license: str | None = 
     detachable = "adapter.detachable" in plan.traits
     sections = [
         f"---\n{yaml.safe_dump(_front_matter(plan, detachable, license), sort_keys=False, allow_unicode=True)}---",
-        f"# {plan.model.name.rstrip('/').rsplit('/', 1)[-1]}, trained with Luthier",
+        f"# {plan.model.origin.name.rstrip('/').rsplit('/', 1)[-1]}, trained with Luthier",
         _summary(plan, detachable),
         f"## Use\n\n{_before_use(plan, detachable)}```python\n{_usage(plan, detachable)}\n```",
         f"## Method\n\n{_steps(plan.steps)}\n\nPrecision: {plan.precision.name}, because {plan.precision.why}.",
@@ -96,26 +113,48 @@ def model_card(plan: Plan, results: Mapping[str, Any], *, license: str | None = 
 def _front_matter(plan: Plan, detachable: bool, license: str | None) -> dict[str, Any]:
     stage, adapter = plan.step("stage").method, plan.step("adapter").method
     matter: dict[str, Any] = {"library_name": "peft" if detachable else "transformers"}
-    if plan.model.kind == "hub":
-        matter["base_model"] = plan.model.name
+    if plan.model.origin.kind == "hub":
+        matter["base_model"] = plan.model.origin.name
     if license:
         matter["license"] = license
-    return matter | {"pipeline_tag": "text-generation", "tags": ["luthier", stage, adapter]}
+    kind = "text-generation" if plan.task == "causal" else "text-classification"
+    return matter | {"pipeline_tag": kind, "tags": ["luthier", stage, adapter]}
 
 
 def _summary(plan: Plan, detachable: bool) -> str:
     stage, adapter = plan.step("stage").method, plan.step("adapter").method
     left = "an adapter for" if detachable else "a whole model, trained from"
-    base = f"`{plan.model.name}`" + (f" (revision `{plan.model.revision}`)" if plan.model.revision else "")
+    foot = plan.model.foot
+    base = f"`{foot.name}`" + (f" (revision `{foot.revision}`)" if foot.revision else "")
+    if foot.former is not None:
+        base = f"what the run {base} left"
     return (
         f"This is {left} {base}, a {plan.profile.architecture} of {plan.profile.parameters:,} parameters. "
-        f"Stage: `{stage}`; adapter: `{adapter}`."
+        f"Stage: `{stage}`; adapter: `{adapter}`.{_chain(plan)}"
     )
+
+
+def _chain(plan: Plan) -> str:
+    """The runs that this one comes from, first to last, each with the way in which the next one took it up."""
+    runs = [f"`{plan.step('stage').method}`"]
+    model = plan.model
+    while (former := model.former) is not None:
+        runs.append(f"`{former.stage}` with `{former.adapter}` ({TAKEN_UP[former.how]})")
+        model = former.base
+    return f" Trained in stages: {' -> '.join([f'`{model.name}`', *reversed(runs)])}." if len(runs) > 1 else ""
 
 
 def _before_use(plan: Plan, detachable: bool) -> str:
     """For an adapter whose base model was made another first: what is to be done before the code under it fits."""
-    if not detachable or "base.changed" not in plan.traits:
+    if not detachable:
+        return ""
+    former = plan.model.foot.former
+    if former is not None and former.how == "merge":
+        return (
+            "The model that this adapter is for is an earlier run's, merged, and lies in Luthier's cache where it was "
+            "trained. `luthier merge path/to/this/folder` leaves a model that loads by itself, which is what to hand on.\n\n"
+        )
+    if "base.changed" not in plan.traits:
         return ""
     patches = ", ".join(f"`{step.method}`" for step in plan.steps_in("patches"))
     return (
@@ -126,20 +165,24 @@ def _before_use(plan: Plan, detachable: bool) -> str:
 
 
 def _usage(plan: Plan, detachable: bool) -> str:
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-    load = 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")'
+    scores = plan.task == "score"
+    auto, more = ("AutoModelForSequenceClassification", ", num_labels=1") if scores else ("AutoModelForCausalLM", "")
+    lines = [f"from transformers import {auto}, AutoTokenizer"]
+    load = f'{auto}.from_pretrained("path/to/this/folder")'
     if detachable:
         lines.append("from peft import PeftModel")
-        base = repr(plan.model.name if plan.model.kind == "hub" else plan.model.path).replace("'", '"')
-        extra = f', gguf_file="{plan.model.gguf_file}"' if plan.model.gguf_file else ""
-        load = f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}{extra}), "path/to/this/folder")'
-    return "\n".join(
-        [
-            *lines,
-            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-            f"model = {load}",
+        foot = plan.model.foot
+        base = repr(foot.name if foot.kind == "hub" else foot.path).replace("'", '"')
+        extra = (f', gguf_file="{foot.gguf_file}"' if foot.gguf_file else "") + more
+        load = f'PeftModel.from_pretrained({auto}.from_pretrained({base}{extra}), "path/to/this/folder")'
+    lines += ['tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")', f"model = {load}"]
+    if scores:
+        lines += [
+            "model.config.pad_token_id = tokenizer.pad_token_id  # the score is read at the last token that is another",
+            'inputs = tokenizer("a conversation in the chat template", return_tensors="pt")',
+            "score = model(**inputs).logits[:, 0]  # of several rows in a batch: padded on the right",
         ]
-    )
+    return "\n".join(lines)
 
 
 def _steps(steps: Iterable[Step]) -> str:

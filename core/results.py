@@ -47,8 +47,11 @@ def assert_same_run(output: OutputFolder, plan: Plan) -> None:
 
 
 def _decisive(plan: Plan) -> dict[str, Any]:
+    former = plan.model.former
     return plan.decisive_config() | {
-        "model_path": plan.model.path,
+        # A merged model's path is a hash: what it is made from says more.
+        "model_path": None if former and former.how == "merge" else plan.model.path,
+        "what the former run trained": former and former.content,
         "methods": [f"{step.slot}: {step.method} ({step.provider})" for step in plan.steps],
     }
 
@@ -82,6 +85,7 @@ def collect_results(
         | {"patches": [step.method for step in plan.steps_in("patches")]},
         "model": plan.model.name,
         **_finite(runtime, metrics),
+        "ended_early": runtime.ended_early,
         "trained_parameters": trained,
         "parameters": sum(count_parameters(parameter) for parameter in parameters),
         "seconds": round(seconds, 3),

@@ -34,7 +34,8 @@ class Runtime:
     `stop` is set when the user asked for the run to end (Ctrl-C): the stage saves a checkpoint at the next step and
     raises `Interrupted`. `resume_from` is the checkpoint folder to continue, or None. `trained_parameters` are those that
     the optimizer holds, known once it is built: one that goes block by block freezes the others meanwhile. `stream` has the
-    rows to train on where they are streamed; then `data.train` is empty.
+    rows to train on where they are streamed; then `data.train` is empty. `ended_early` is why a stage ended before the last
+    step on purpose.
     """
 
     plan: Plan
@@ -51,6 +52,7 @@ class Runtime:
     data: PreparedData | None = None
     stream: StreamSchedule | None = None
     trained_parameters: int | None = None
+    ended_early: str | None = None
     undo: list[Undo] = field(default_factory=list)
 
     def emit(self, kind: Any, message: str = "", **values: Any) -> None:
@@ -96,12 +98,14 @@ class Runtime:
 
     def save_model(self, folder: Path) -> None:
         """Write what was trained into `folder`: by the adapter's own `save`, or as PEFT and transformers lay it out."""
-        from luthier.core.saving import save_trained
+        from luthier.core.saving import save_base_config, save_trained
 
         method, _ = self.method(self.plan.step("adapter"))
         assert isinstance(method, Adapter)
         assert self.model is not None
         save_trained(self.model, folder, method)
+        if {"base.changed", "adapter.detachable"} <= set(self.plan.traits):
+            save_base_config(self.model, folder)
 
     def build_optimizer(self) -> tuple[Any, Any, tuple[Callable[[int], None], ...]]:
         """(optimizer, its options, callables to run after each optimizer step), over the parameters that train now."""

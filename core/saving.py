@@ -6,6 +6,7 @@ An adapter may bring its own `save` and `load`; the defaults go by what the mode
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 MODEL_WEIGHTS: Final = "model.safetensors"
 MODEL_INDEX: Final = "model.safetensors.index.json"
+CHANGED_BASE: Final = "base"
 
 
 def save_trained(model: nn.Module, folder: Path, adapter: Adapter[Any]) -> None:
@@ -45,6 +47,11 @@ def save_trained(model: nn.Module, folder: Path, adapter: Adapter[Any]) -> None:
                 where=f"adapter: {adapter.name}",
                 fix="its adapter has to bring `save` and `load`",
             )
+
+
+def save_base_config(model: Any, folder: Path) -> None:
+    """base/config.json: the configuration of the model that an adapter fits, where that is not the published one."""
+    model.config.save_pretrained(str(folder / CHANGED_BASE))
 
 
 def load_trained(model: nn.Module, folder: Path, adapter: Adapter[Any], *, trainable: bool) -> nn.Module:
@@ -93,14 +100,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars and reports that transformers writes while it loads and saves: what matters, we say."""
+    """Without the progress bars and reports that transformers writes while it loads and saves: what matters, we say.
+
+    Nor what libraries say to each other about names that will change.
+    """
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if shown:
@@ -182,7 +194,8 @@ def _load_whole(model: nn.Module, folder: Path) -> None:
 def _load_converted(model: Any, folder: Path) -> None:
     """For models whose files name weights differently (transformers fuses experts while it loads): through a second copy."""
     try:
-        dtype = next(model.parameters()).dtype
+        # The widest: a head that is float32 among bfloat16 weights comes back as it was, and so do they.
+        dtype = max((parameter.dtype for parameter in model.parameters()), key=lambda one: one.itemsize)
         fresh, report = type(model).from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, AttributeError) as error:
         raise misfit(folder, str(error)) from error

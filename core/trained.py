@@ -72,7 +72,7 @@ def run_tokenizer(plan: Plan, folder: Path, catalog: Catalog) -> PreTrainedToken
     """The tokenizer that the run or the checkpoint saved; where neither did, the one that the run began with."""
     for place, owner in ((folder, folder), (folder, folder.parent), (folder.parent, folder.parent)):
         if (place / "tokenizer_config.json").is_file() and (owner / "plan.json").is_file():
-            return load_tokenizer(dataclasses.replace(plan.model, path=str(place), gguf_file=None, revision=None))
+            return load_tokenizer(dataclasses.replace(plan.model, tokenizer=str(place)))
     return new_tokenizer(plan, catalog).edited
 
 
@@ -91,8 +91,11 @@ def trained_model(
     stored; the ones in `without` are left out. `dequantise` turns quantised base weights into float32 before anything is put
     on them. Raises ModelError where weights are missing, damaged, or of another model.
     """
+    from luthier.core.former_models import make_ready
+
     adapter, _ = method_of(plan.step("adapter"), catalog)
     assert isinstance(adapter, Adapter)
+    make_ready(plan.model, catalog)
     plain = on_cpu(plan, catalog, without)
     if adapter.load is None and not (folder / ADAPTER_CONFIG).is_file():
         # What was saved is a plain model, whatever the base was stored in.
@@ -100,7 +103,7 @@ def trained_model(
         profile = dataclasses.replace(plain.profile, quantization=None, prequantized=None)
         whole = dataclasses.replace(plan.model, path=str(folder), gguf_file=None, revision=None)
         saved = load_model(dataclasses.replace(plain, model=whole, load_options=options, profile=profile))
-        stop_at_end_of_turn(saved, tokenizer)
+        _fit_to(tokenizer, saved, plan)
         return saved.eval()
     needed = [
         method_of(step, catalog)
@@ -113,7 +116,7 @@ def trained_model(
         if patch.phase == "load":
             call(patch.apply, None, plan.profile, options, context=context)
     model = load_model(plain)
-    stop_at_end_of_turn(model, tokenizer)
+    _fit_to(tokenizer, model, plan)
     for patch, options in needed:
         if patch.phase == "loaded":
             call(patch.apply, model, plan.profile, options, context=context)
@@ -124,6 +127,15 @@ def trained_model(
 
         model = dequantize_model(model, torch.float32)
     return load_trained(model, folder, adapter, trainable=False).eval()
+
+
+def _fit_to(tokenizer: PreTrainedTokenizerBase, model: nn.Module, plan: Plan) -> None:
+    """What a model has to know of its tokenizer: where generation stops, and what pads the rows that are scored."""
+    stop_at_end_of_turn(model, tokenizer)
+    if plan.task == "score":
+        from luthier.core.score_head import pad_with
+
+        pad_with(model, tokenizer)
 
 
 def method_of(step: Step, catalog: Catalog) -> tuple[Any, Any]:

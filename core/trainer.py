@@ -11,8 +11,7 @@ so that the split into micro-batches does not change the gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
+from luthier.core.best import BestSoFar, take_best
 from luthier.core.checkpoint import capture_rng, load_state, read_packed, restore_rng, save_state
 from luthier.core.errors import DataError, Interrupted, LuthierError, OutOfMemoryError, OutputError
 from luthier.core.meter import ran_out_of_memory
@@ -31,6 +31,7 @@ from luthier.core.saving import load_trained
 from luthier.core.schedule import OptimizerOptions, build_schedule
 from luthier.core.trainer_data import Schedule, go_on_after, place_after, schedule_fingerprint, train_loader
 from luthier.core.trainer_events import RunCallback
+from luthier.core.trainer_settings import cache_setting, own_forward, training_arguments
 
 if TYPE_CHECKING:
     from luthier.core.contracts import Adapter
@@ -40,75 +41,12 @@ if TYPE_CHECKING:
 GIB = 1024**3
 
 
-def training_options(runtime: Runtime, *, steps: int) -> dict[str, Any]:
-    """Arguments for `TrainingArguments`, or for a subclass of it: everything that writes, prints or decides is off."""
-    train = runtime.config.train
-    return {
-        "output_dir": str(runtime.output.path),
-        "max_steps": steps,
-        "gradient_accumulation_steps": train.accumulation,
-        "per_device_train_batch_size": 1,
-        "seed": train.seed,
-        "use_cpu": runtime.plan.device == "cpu",
-        "bf16": runtime.plan.precision.autocast,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "logging_nan_inf_filter": False,  # it hides a diverged loss, and waits for the device at every micro-batch
-        "disable_tqdm": True,
-        "report_to": [],
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": runtime.plan.device != "cpu",
-        "average_tokens_across_devices": False,
-        # A stream goes on by itself: reading once more what has trained would take as long as the first time.
-        "ignore_data_skip": runtime.config.data.streaming,
-    }
-
-
-def training_arguments(runtime: Runtime, *, steps: int, **extra: Any) -> TrainingArguments:
-    """The arguments of a run of `steps` optimizer steps; `extra` overrides."""
-    arguments = TrainingArguments(**(training_options(runtime, steps=steps) | extra))
-    if arguments.n_gpu > 1:
-        # One process trains on one device: DataParallel would split each batch over all visible GPUs.
-        arguments._n_gpu = 1
-    return arguments
-
-
-@contextmanager
-def cache_setting(model: Any, use_cache: bool | None) -> Iterator[None]:
-    """Within the block the model's configuration has this `use_cache`; None leaves it alone."""
-    config: Any = getattr(model, "config", None)
-    if use_cache is None or not hasattr(config, "use_cache"):
-        yield
-        return
-    before, config.use_cache = config.use_cache, use_cache
-    try:
-        yield
-    finally:
-        config.use_cache = before
-
-
-@contextmanager
-def own_forward(model: nn.Module) -> Iterator[None]:
-    """After the block `model.forward` is what it was: accelerate wraps it for autocast.
-
-    Its own `unwrap_model` goes on to take off the decorators of transformers' forward as well.
-    """
-    before = vars(model).get("forward")
-    try:
-        yield
-    finally:
-        vars(model).pop("_original_forward", None)
-        vars(model).pop("forward", None)
-        if before is not None:
-            model.forward = before
-
-
 class RunTrainerMixin:
     """Before a Trainer class: `class DpoTrainer(RunTrainerMixin, trl.DPOTrainer)`.
 
     runtime    the run: model, plan, output folder, events
     schedule   the micro-batches of the whole run, in order; `accumulation` of them make an optimizer step
+    best       compares the run's evaluations, where the best one is kept or the run may end early
 
     `fit()` trains, and is what a stage calls.
     """
@@ -125,8 +63,10 @@ class RunTrainerMixin:
     train_dataset: Any
     eval_dataset: Any
 
-    def __init__(self, *args: Any, runtime: Runtime, schedule: Schedule, **kwargs: Any) -> None:
-        self.runtime, self.schedule = runtime, schedule
+    def __init__(
+        self, *args: Any, runtime: Runtime, schedule: Schedule, best: BestSoFar | None = None, **kwargs: Any
+    ) -> None:
+        self.runtime, self.schedule, self.best = runtime, schedule, best
         self.watch = StepWatch()
         self.after_step: tuple[Any, ...] = ()
         self.optimizer_options: object = None
@@ -159,7 +99,7 @@ class RunTrainerMixin:
                 raise
             raise self._out_of_memory(error) from error
         step, steps = self.state.global_step, self.state.max_steps
-        if self.runtime.stop.is_set() and step < steps:
+        if self.runtime.stop.is_set() and step < steps and self.runtime.ended_early is None:
             raise Interrupted(
                 f"stopped after step {step} of {steps}; everything is saved in {self.runtime.output.latest_checkpoint}",
                 fix="give the same command with --resume to continue",
@@ -167,7 +107,7 @@ class RunTrainerMixin:
         metrics = self.watch.totals.metrics()
         if self.eval_dataset is not None and (self.evaluated is None or self.evaluated[0] != step):
             self.evaluate()  # type: ignore[attr-defined]  # a run that was resumed after its last step
-        return metrics | (self.evaluated[1] if self.evaluated is not None else {})
+        return metrics | (self.evaluated[1] if self.evaluated is not None else {}) | take_best(self)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with the key-value cache off and the model wrapped for autocast meanwhile."""
@@ -250,9 +190,12 @@ class RunTrainerMixin:
                 self.runtime.tokenizer.save_pretrained(str(folder))
             place = place_after(self.schedule, step)
             progress = {"step": step, "schedule": self._fingerprint, "totals": self.watch.state(), **place}
+            progress |= {"best": self.best.state()} if self.best is not None else {}
             save_state(folder, optimizer=self.optimizer, scheduler=self.lr_scheduler, rng=capture_rng(), progress=progress)
             self.state.save_to_json(str(folder / CHECKPOINT_STATE))
-        output.prune(self.runtime.config.train.keep_checkpoints)
+            self.save_more(folder)
+        spared = self.best.checkpoint if self.best is not None else None
+        output.prune(self.runtime.config.train.keep_checkpoints, spare=spared)
         self.runtime.emit("checkpoint", step=step, folder=str(output.path / f"checkpoint-{step}"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -269,7 +212,16 @@ class RunTrainerMixin:
         loaded = load_trained(self.model, folder, adapter, trainable=True)
         self.model = self.model_wrapped = self.runtime.model = loaded
         self.watch.restore(progress["totals"])
+        if self.best is not None:
+            self.best.restore(progress["best"], folder.parent)
         go_on_after(self.schedule, progress)
+        self.load_more(folder)
+
+    def save_more(self, folder: Path) -> None:
+        """What a subclass keeps in a checkpoint besides; here nothing."""
+
+    def load_more(self, folder: Path) -> None:
+        """The inverse of `save_more`, once the weights are loaded."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -295,7 +247,8 @@ class RunTrainer(RunTrainerMixin, Trainer):
 
         RunTrainer(runtime=runtime, schedule=schedule, data_collator=collate).fit()
 
-    Data and arguments come from the runtime; `eval_schedule` has the micro-batches of the held-out rows, each once.
+    Data and arguments come from the runtime; `eval_schedule` has the micro-batches of the held-out rows, each once. An
+    evaluation measures their loss unless `measure_loss` is off, and whatever `measure()` returns, as `eval_...`.
     """
 
     def __init__(
@@ -306,10 +259,12 @@ class RunTrainer(RunTrainerMixin, Trainer):
         data_collator: Any,
         eval_schedule: BatchSchedule | None = None,
         args: TrainingArguments | None = None,
+        measure: Callable[[], Mapping[str, float]] | None = None,
+        measure_loss: bool = True,
         **kwargs: Any,
     ) -> None:
         assert runtime.data is not None
-        self.eval_schedule = eval_schedule
+        self.eval_schedule, self._measure, self._measure_loss = eval_schedule, measure, measure_loss
         super().__init__(
             model=runtime.model,
             args=args or training_arguments(runtime, steps=schedule.steps),
@@ -357,7 +312,15 @@ class RunTrainer(RunTrainerMixin, Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The held-out loss: mean over all supervised tokens, each counted once. Leaves model mode and generators alone."""
+        """The held-out rows' metrics; the loss is the mean over all supervised tokens. Leaves mode and generators alone."""
+        metrics = self._held_out_loss() if self._measure_loss else {}
+        if self._measure is not None:
+            with self.accelerator.autocast():
+                metrics |= self._measure()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _held_out_loss(self) -> dict[str, float]:
         assert self.eval_schedule is not None
         model, was_training = self.model, self.model.training
         loader = DataLoader(
@@ -377,6 +340,4 @@ class RunTrainer(RunTrainerMixin, Trainer):
                     total += float(self.compute_loss(model, inputs, num_items_in_batch=one))
         finally:
             model.train(was_training)
-        metrics = {"eval_loss": total / max(tokens, 1), "eval_tokens": tokens}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {"eval_loss": total / max(tokens, 1), "eval_tokens": tokens}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from luthier.core.best import end_early
+
 if TYPE_CHECKING:
     from luthier.core.trainer import RunTrainerMixin
 
@@ -68,6 +70,14 @@ class RunCallback(TrainerCallback):
         values = dict(metrics or {})
         self.trainer.evaluated = (state.global_step, values)
         self._tell("evaluate", step=state.global_step, **{key.removeprefix("eval_"): value for key, value in values.items()})
+        best = self.trainer.best
+        if best is not None:
+            better = best.note(state.global_step, values)
+            # The last step's weights need no checkpoint to come back from: they are what is in memory.
+            control.should_save |= better and best.keep and state.global_step < state.max_steps
+            if end_early(self.runtime, best):
+                # Not saved: a run that was cut off before its end and resumed from here would go on training.
+                control.should_training_stop, control.should_save = True, False
 
     def _tell(self, kind: str, **values: Any) -> None:
         self.runtime.output.append_metrics({"event": kind, **values})

@@ -30,15 +30,21 @@ TRAITS: Final[dict[Trait, str]] = {
     "adapter.magnitude": "a magnitude that trains scales each row of an adapted weight, its low-rank update included",
     "adapter.mergeable": "the update can be folded into the base weights",
     "adapter.detachable": "what was trained is saved beside the base model, not as a whole model",
+    "adapter.copies": "a second, frozen copy of what is trained can stand beside it on the same base",
+    "adapter.stacks": "it can train on top of saved adapters that stay as they are (its option `stack_on`)",
     # the reference model of preference and reinforcement stages
     "reference.by_disabling": "switching the adapter off gives exactly the base model",
     "reference.model": "a separate reference model is held in memory",
+    "model.score_head": "the model has a head of one number in place of its language-model head",
     # optimizers
     "optimizer.layerwise": "gradients are taken up and freed during the backward pass, each as it comes",
     "optimizer.low_rank_state": "the optimizer keeps its state in a projected, smaller space",
     # attention and batches
     "attention.packed": "the attention keeps the documents of a packed batch apart",
     "batches.packed": "several rows stand in one sequence, without padding and mask, told apart by their positions",
+    "rows.held_out": "rows are held out to evaluate the model on",
+    "rows.evaluated": "they are evaluated while the model trains, not only at the end",
+    "rows.all_learned": "every token is learned, so that nothing tells questions from answers",
     "stage.packs": "the stage can learn from packed batches",
     "stage.streams": "the stage can learn from rows that are read while it trains",
     "activations.recomputed": "activations of some layers are recomputed in the backward pass",

@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "inspect_data", "load_config", "merge", "plan", "train"]
+__all__ = ["__version__", "evaluate", "inspect_data", "load_config", "merge", "plan", "train"]
 
 if TYPE_CHECKING:
-    from luthier.api import inspect_data, load_config, merge, plan, train
+    from luthier.api import evaluate, inspect_data, load_config, merge, plan, train
 
 
 def __getattr__(name: str) -> Any:

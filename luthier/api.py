@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ from luthier.core.config import ModelConfig, RunConfig, SourceConfig, parse_conf
 from luthier.core.config import load_config as read_config
 from luthier.core.config.schema import AUTO, DataConfig
 from luthier.core.environment import Environment
-from luthier.core.errors import DataError, ModelError, PlanRefused, Problem
+from luthier.core.errors import ConfigError, DataError, ModelError, PlanRefused, Problem
 from luthier.core.extensions import RunEvent
 from luthier.core.frozen import thaw
 from luthier.core.plan import ModelReference, Plan, SourceSummary
@@ -22,6 +23,7 @@ from luthier.core.profile import ArchitectureProfile
 if TYPE_CHECKING:
     from luthier.core.contracts import DataKind
     from luthier.core.data.inspect import Inspection
+    from luthier.core.evaluation.measure import Evaluation
     from luthier.core.merging import MergeReport
     from luthier.core.trained import RunTokenizer
 
@@ -31,15 +33,17 @@ Observer = Callable[[RunEvent], None]
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file or a mapping, with `key=value` overrides on top; data paths become absolute.
 
-    A relative data path is looked for in the current folder first, then beside the configuration file. Raises ConfigError
-    or PlanRefused with every problem, and DataError for a `dataset:` entry that is missing or cannot be used.
+    A relative path of data, or of what a stage's `reward` names, is looked for in the current folder first, then beside the
+    configuration file. Raises ConfigError or PlanRefused with every problem, and DataError for a `dataset:` entry that is
+    missing or cannot be used.
     """
     from luthier.core.data.templates import place_template
+    from luthier.core.rewards.config import place_rewards
 
     config = read_config(source, overrides)
     base = None if isinstance(source, Mapping) else Path(source).resolve().parent
     data = dataclasses.replace(config.data, template=place_template(config.data.template, base))
-    return dataclasses.replace(config, data=_placed(data, base))
+    return dataclasses.replace(config, data=_placed(data, base), stage=place_rewards(config.stage, base))
 
 
 def _placed(data: DataConfig, base: Path | None) -> DataConfig:
@@ -132,21 +136,36 @@ def _reading(
 
 
 def read_model(model: ModelConfig, catalog: Catalog) -> tuple[ModelReference, ArchitectureProfile]:
-    """Where a model is and how it is built, from its configuration alone.
+    """Where a model is and how it is built, from its configuration alone; a former run's output is a model too.
 
-    Raises ModelError, or PluginError where the plugin that describes its architecture is broken.
+    Raises ModelError, ConfigError where `model.adapters` does not fit the model, or PluginError where the plugin that
+    describes its architecture is broken.
     """
+    from luthier.core.former import read_former, run_folder
+    from luthier.registry.aliases import ALIASES
     from luthier.registry.detect import detect
     from luthier.registry.models import resolve_model
 
-    reference = resolve_model(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    profile = detect(
-        reference.path,
-        families=[offer.value for offer in catalog.architectures],
-        trust_remote_code=reference.trust_remote_code,
-        gguf_file=reference.gguf_file,
-        revision=reference.revision,
-    )
+    families = [offer.value for offer in catalog.architectures]
+    run = None if model.name in ALIASES else run_folder(model.name)
+    if run is not None:
+        look = partial(detect, families=families, trust_remote_code=model.trust_remote_code)
+        reference, profile = read_former(run, model, catalog, look)
+    else:
+        reference = resolve_model(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        if model.adapters != AUTO:
+            raise ConfigError(
+                f"{model.name} is no run with an adapter: there is nothing to {model.adapters}",
+                where="model.adapters",
+                fix="leave it out, or name a run's output folder as the model",
+            )
+        profile = detect(
+            reference.path,
+            families=families,
+            trust_remote_code=reference.trust_remote_code,
+            gguf_file=reference.gguf_file,
+            revision=reference.revision,
+        )
     catalog.require_architecture(profile.model_type)
     return reference, profile
 
@@ -178,6 +197,8 @@ def train(
     `resume` continues the newest checkpoint in the output folder, `overwrite` replaces an earlier run there.
     """
     from luthier.core.engine import execute
+    from luthier.core.events import Broadcast
+    from luthier.core.former_models import make_ready
     from luthier.registry.catalog import discover
     from luthier.registry.environment import read_environment
     from luthier.worker import run_in_worker
@@ -186,6 +207,9 @@ def train(
     environment = read_environment()
     made = what if isinstance(what, Plan) else plan(what, catalog=catalog, environment=environment)
     if made.isolate:
+        # Here, because in the worker everything that loads a model is patched.
+        tell = Broadcast(observers)
+        make_ready(made.model, catalog, lambda text: tell(RunEvent(kind="notice", message=text)))
         return run_in_worker(made, observers=tuple(observers), resume=resume, overwrite=overwrite, stop=stop)
     return execute(
         made,
@@ -262,3 +286,44 @@ def merge(
     folder = Path(run)
     target = Path(into) if into is not None else _beside(folder.resolve())
     return merge_run(folder, target, discover(), base=base, dtype=dtype, tolerance=tolerance, notice=notice)
+
+
+def evaluate(
+    run: str | Path,
+    data: Sequence[str | Path],
+    *,
+    metrics: Sequence[str] = (),
+    against: str | Path | None = None,
+    format: str = AUTO,
+    max_rows: int | None = None,
+    max_new_tokens: int = 256,
+    predictions: str | Path | None = None,
+    notice: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
+    """How well a run does on the rows of some files: their loss, its answers to them, or which of two answers it prefers.
+
+    `run` is an output folder, one of its checkpoints, or any model; `against` another one, or "base" for what the run began
+    with. `metrics` are those of the data's kind unless named; `predictions` is a file for what each row gave, in JSON lines.
+    Raises ModelError, DataError, ConfigError, MissingEnvironmentError, OutputError.
+    """
+    from luthier.core.evaluation.measure import Request
+    from luthier.core.evaluation.measure import evaluate as evaluate_subjects
+    from luthier.core.evaluation.subjects import BASE, base_of, subject_of
+    from luthier.registry.catalog import discover
+
+    catalog = discover()
+    reader = partial(read_model, catalog=catalog)
+    subject = subject_of(str(run), catalog, reader)
+    other = None
+    if against is not None:
+        named = str(against)
+        other = base_of(str(run), subject, catalog) if named == BASE else subject_of(named, catalog, reader, like=subject)
+    request = Request(
+        data=tuple(str(path) for path in data),
+        metrics=tuple(metrics),
+        format_name=format,
+        max_rows=max_rows,
+        max_new_tokens=max_new_tokens,
+        predictions=Path(predictions) if predictions is not None else None,
+    )
+    return evaluate_subjects(subject, other, request, catalog.formats, notice)

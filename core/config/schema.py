@@ -36,7 +36,15 @@ class ModelConfig:
 
     SHORTHAND: ClassVar[str] = "name"
 
-    name: str = option(doc="Hub id, folder, .gguf file, or a built-in alias such as `smollm2-135m`.")
+    name: str = option(
+        doc="Hub id, folder, .gguf file, a built-in alias such as `smollm2-135m`, or the output folder (or a checkpoint) of "
+        "a former run, with what it trained."
+    )
+    adapters: Literal["auto", "merge", "stack"] = option(
+        AUTO,
+        "With a former run's adapter: `merge` folds it into the weights, `stack` keeps it, frozen, below the one that "
+        "trains; `auto` merges what can be folded into weights that are not quantised, and the plan says which.",
+    )
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     trust_remote_code: bool = option(
         False, "Run the Python code that comes with the model. Off unless this file says so: it is other people's code."

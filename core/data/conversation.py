@@ -208,6 +208,8 @@ def _prompt(row: Row) -> dict[str, Any]:
     last = len(messages) - 1
     if messages[last]["role"] == "assistant":
         raise RowError("ends with the assistant: nothing is left to answer", column=f"messages[{last}].role")
+    if messages[last]["role"] != "tool" and not messages[last]["content"].strip():
+        raise RowError("is an empty prompt: there is nothing to answer", column=f"messages[{last}].content")
     reference = row.get("reference")
     return {"messages": messages} if reference is None else {"messages": messages, "reference": reference}
 

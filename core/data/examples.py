@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Final, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -49,16 +50,27 @@ class Examples:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)}")
         row, which = divmod(index % len(self), self.per_row)
-        place = int(self.order[row])
-        number = bisect_right(self._begins, place) - 1
-        store = self.stores[number]
-        at = (place - self._begins[number]) * self.per_row + which
+        store, place = self._place(row)
+        at = place * self.per_row + which
         begin, end = (int(store.ends[at - 1]) if at else 0), int(store.ends[at])
         ids = store.ids[begin:end].astype(np.int64)
         return {"input_ids": ids, "labels": np.where(store.trained[begin:end], ids, IGNORED)}
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+    def beside(self, row: int) -> dict[str, Any]:
+        """What row number `row` has beside its tokens: of a prompt its `messages`, and `tools` and `reference` where it has
+        them; nothing of any other kind."""
+        store, place = self._place(row)
+        text = store.beside_of(place)
+        found: dict[str, Any] = json.loads(text) if text else {}
+        return found
+
+    def reference(self, row: int) -> str | None:
+        """What answers to a prompt are judged by: a text as it is, anything else as JSON; None where the row has none."""
+        found = self.beside(row).get("reference")
+        return found if found is None or isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
     @property
     def rows(self) -> int:
@@ -102,6 +114,11 @@ class Examples:
     def where(self, rows: Bools) -> Examples:
         """The rows whose entry in `rows`, bool (rows,), is true, in the same order."""
         return Examples(self.stores, self.order[rows])
+
+    def _place(self, row: int) -> tuple[TokenStore, int]:
+        place = int(self.order[row])
+        number = bisect_right(self._begins, place) - 1
+        return self.stores[number], place - self._begins[number]
 
     @property
     def _sequences(self) -> Ints:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from luthier.core.data.encode import Encoder
 
 # Of the layout of stores and of meta.json.
-VERSION: Final = 1
+VERSION: Final = 2
 # Which make the tokens: conversations are written by the last two.
 LIBRARIES: Final = ("tokenizers", "transformers", "jinja2")
 # (source, rows done, of how many where it is known): heard after each batch.

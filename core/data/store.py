@@ -6,6 +6,8 @@
     learned.npy  int32   (sequences,)  how many of its tokens are learned
     keys.npy     uint64  (rows,)       64 bits of the row's content: rows that say the same have the same key
     values.npy   float32 (rows,)       the row's value (a label, a margin), NaN where it has none
+    beside.npy       uint8 (bytes,)    what a row has beside its tokens, JSON in UTF-8, one row after another
+    beside_ends.npy  int64 (rows,)     where each row's ends in `beside`; (0,) where no row has anything
 
 A row is one sequence, or two (`per_row`): of a preference the chosen one and the rejected one. The files are written by
 appending, so that a store may be far larger than the memory, and read by mapping, so that only what is used is loaded.
@@ -30,14 +32,23 @@ Array: TypeAlias = npt.NDArray[Any]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
-DTYPES: Final = {"ids": "<i4", "trained": "|b1", "ends": "<i8", "learned": "<i4", "keys": "<u8", "values": "<f4"}
+DTYPES: Final = {
+    "ids": "<i4",
+    "trained": "|b1",
+    "ends": "<i8",
+    "learned": "<i4",
+    "keys": "<u8",
+    "values": "<f4",
+    "beside": "|u1",
+    "beside_ends": "<i8",
+}
 _HEADER: Final = 128
 _MAGIC: Final = b"\x93NUMPY\x01\x00"
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """A few rows as they come from tokenising: the arrays of a store, with `lengths` (sequences,) in place of `ends`."""
+    """A few rows as they come from tokenising: the arrays of a store, with lengths in place of where each one ends."""
 
     ids: Array
     trained: Array
@@ -45,6 +56,8 @@ class Chunk:
     learned: Array
     keys: Array
     values: Array
+    beside: Array
+    beside_lengths: Array
 
     @classmethod
     def of(
@@ -54,10 +67,16 @@ class Chunk:
         lengths: Sequence[int],
         keys: Sequence[int],
         values: Sequence[float | None],
+        beside: Sequence[bytes] = (),
     ) -> Chunk:
-        """From Python's own types; raises ValueError where `trained` does not cover every token."""
+        """From Python's own types; `beside` has an item for every row, or none.
+
+        Raises ValueError where `trained` does not cover every token, or `beside` not every row.
+        """
         if len(ids) != len(trained):
             raise ValueError(f"{len(ids)} tokens, {len(trained)} marks")
+        if beside and len(beside) != len(keys):
+            raise ValueError(f"{len(keys)} rows, {len(beside)} of them with something beside")
         return cls(
             ids=np.asarray(ids, dtype=np.int32),
             trained=np.frombuffer(bytes(trained), dtype=np.bool_),
@@ -68,6 +87,8 @@ class Chunk:
             ),
             keys=np.asarray(keys, dtype=np.uint64),
             values=np.asarray([np.nan if value is None else value for value in values], dtype=np.float32),
+            beside=np.frombuffer(b"".join(beside), dtype=np.uint8),
+            beside_lengths=np.asarray([len(one) for one in beside], dtype=np.int64),
         )
 
 
@@ -81,6 +102,8 @@ class TokenStore:
     learned: npt.NDArray[np.int32]
     keys: npt.NDArray[np.uint64]
     values: npt.NDArray[np.float32]
+    beside: npt.NDArray[np.uint8]
+    beside_ends: Ints
     digest: str
     per_row: int = 1
 
@@ -105,6 +128,13 @@ class TokenStore:
         """Tokens of each sequence, int64 (sequences,)."""
         return np.diff(self.ends, prepend=0)
 
+    def beside_of(self, row: int) -> bytes:
+        """What a row has beside its tokens; nothing where it has nothing."""
+        if not len(self.beside_ends):
+            return b""
+        begin = int(self.beside_ends[row - 1]) if row else 0
+        return self.beside[begin : int(self.beside_ends[row])].tobytes()
+
 
 def write_store(folder: Path, chunks: Iterable[Chunk]) -> tuple[str, dict[str, int]]:
     """Write the files of a store into `folder`; returns its digest and the bytes of each file.
@@ -118,7 +148,7 @@ def write_store(folder: Path, chunks: Iterable[Chunk]) -> tuple[str, dict[str, i
 
 def _fill(sink: _Memory | _Files, chunks: Iterable[Chunk]) -> str:
     hashes = {name: hashlib.sha256() for name in DTYPES}
-    tokens = 0
+    tokens = beside = 0
     for chunk in chunks:
         parts = {
             "ids": chunk.ids,
@@ -127,8 +157,11 @@ def _fill(sink: _Memory | _Files, chunks: Iterable[Chunk]) -> str:
             "learned": chunk.learned,
             "keys": chunk.keys,
             "values": chunk.values,
+            "beside": chunk.beside,
+            "beside_ends": beside + np.cumsum(chunk.beside_lengths),
         }
         tokens += len(chunk.ids)
+        beside += len(chunk.beside)
         for name, values in parts.items():
             data = np.ascontiguousarray(values, dtype=DTYPES[name])
             hashes[name].update(data.view(np.uint8).data)

@@ -69,6 +69,7 @@ def encode_rows(pairs: Pairs, tally: Tally, encoder: Encoder, max_length: int) -
     lengths: list[int] = []
     keys: list[int] = []
     values: list[float | None] = []
+    beside: list[bytes] = []
     for (_, canonical), encoded in zip(pairs, encoder.encode(pairs), strict=True):
         tally.notes.update(encoded.notes)
         if encoded.dropped:
@@ -84,7 +85,8 @@ def encode_rows(pairs: Pairs, tally: Tally, encoder: Encoder, max_length: int) -
         _count(encoded, tally, parts)
         keys += [content_key(canonical)] * parts
         values += [encoded.value] * parts
-    return Tokenised(Chunk.of(ids, trained, lengths, keys, values), tally)
+        beside += [encoded.beside] * parts
+    return Tokenised(Chunk.of(ids, trained, lengths, keys, values, beside if any(beside) else ()), tally)
 
 
 def _count(encoded: Encoded, tally: Tally, parts: int) -> None:

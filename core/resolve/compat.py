@@ -14,7 +14,7 @@ from luthier.core.catalog import Offer
 from luthier.core.config.schema import Choice
 from luthier.core.contracts import AnyMethod
 from luthier.core.errors import Problem
-from luthier.core.resolve.demands import Demand
+from luthier.core.resolve.demands import Demand, ways_to_have
 from luthier.core.resolve.picks import Pick, Situation, claims_of, examine, facts_of
 from luthier.core.traits import CLAIMS, TRAITS, AnyOf, Trait
 
@@ -260,4 +260,5 @@ def providers_text(pick: Pick | None, traits: Iterable[Trait], picks: Sequence[P
             else:
                 usable.setdefault(slot, []).append(name)
     ways = [f"{'add' if slot == 'patches' else 'take'} {slot}: {' or '.join(names)}" for slot, names in usable.items()]
+    ways += ways_to_have(wanted)
     return ", or ".join(changed + ways) or "; ".join(hindered) or "no installed method provides it"

@@ -86,12 +86,12 @@ def quantising(catalog: Catalog) -> tuple[str, ...]:
 
 def combination_config(adapter: str, quantisation: str, optimizer: str, catalog: Catalog, **sections: Any) -> RunConfig:
     """The configuration of one cell: everything else is left to the plan. `sections` replace those of the configuration."""
-    patches = () if quantisation == NO_QUANTISATION else (_choice("patches", quantisation, catalog),)
+    patches = () if quantisation == NO_QUANTISATION else (example_of("patches", quantisation, catalog),)
     fields: dict[str, Any] = {
         "model": ModelConfig(name="matrix"),
         "data": DataConfig(train=()),
-        "adapter": _choice("adapter", adapter, catalog),
-        "optimizer": _choice("optimizer", optimizer, catalog),
+        "adapter": example_of("adapter", adapter, catalog),
+        "optimizer": example_of("optimizer", optimizer, catalog),
         "patches": patches,
     }
     return RunConfig(**fields | sections)
@@ -128,7 +128,8 @@ def describe(matrix: Matrix) -> Iterator[dict[str, Any]]:
         }
 
 
-def _choice(slot: str, name: str, catalog: Catalog) -> Choice:
+def example_of(slot: str, name: str, catalog: Catalog) -> Choice:
+    """A method with its default options, or with those of its `example` where it has required ones."""
     return Choice(use=name, options=FrozenDict(freeze(catalog.method(slot, name).example)))
 
 

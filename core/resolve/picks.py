@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from luthier.core.catalog import Catalog, Offer
 from luthier.core.config.schema import Choice
 from luthier.core.config.validate import parse_options
-from luthier.core.contracts import AnyMethod, Declaration, Support, TrainingStage
+from luthier.core.contracts import AnyMethod, Declaration, Support, Task, TrainingStage
 from luthier.core.environment import Environment
 from luthier.core.errors import PlanRefused, Problem
 from luthier.core.frozen import canonical_json
@@ -33,13 +33,14 @@ class Situation:
 
     `demands` are those of the configuration itself. `answers` remembers what was answered already: a question depends on
     nothing but the situation. It may be shared by situations with the same model, machine, catalog and data, as those of a
-    matrix are.
+    matrix are. `task` is that of the named stage, and `profile` that of the model it trains.
     """
 
     profile: ArchitectureProfile
     environment: Environment
     catalog: Catalog
     data: tuple[SourceSummary, ...] = ()
+    task: Task = "causal"
     demands: tuple[Demand, ...] = ()
     answers: Answers = field(default_factory=dict, compare=False, repr=False)
 
@@ -76,7 +77,7 @@ class Pick:
 
 def examine(slot: str, choice: Choice, why: str, situation: Situation) -> tuple[Pick | None, list[Problem]]:
     """The pick, where its name and options can be read at all, and everything that speaks against it on its own."""
-    question = (slot, choice.use, canonical_json(choice.options))
+    question = (situation.task, slot, choice.use, canonical_json(choice.options))
     if question not in situation.answers:
         situation.answers[question] = _examine(slot, choice, situation)
     pick, problems = situation.answers[question]
@@ -133,7 +134,7 @@ def consider(slot: str, offer: Offer[AnyMethod], config: Any, situation: Situati
             )
         )
     if isinstance(method, TrainingStage):
-        problems += _data_problems(method, title, situation)
+        problems += _data_problems(method, title, situation) + _task_problems(method, title, situation)
     pick = Pick(slot=slot, name=method.name, offer=offer, config=config, declaration=declaration, support=support)
     return pick, problems
 
@@ -183,6 +184,15 @@ def _data_problems(stage: TrainingStage[Any], title: str, situation: Situation) 
             fix=f"give {stage.data_kind} data" + (f", or take stage: {' or '.join(fitting)}" if fitting else ""),
         )
     ]
+
+
+def _task_problems(stage: TrainingStage[Any], title: str, situation: Situation) -> list[Problem]:
+    """What trains another kind of model than the one that is planned for is no candidate: `auto` takes language models."""
+    if stage.task == situation.task:
+        return []
+    kinds = {"causal": "a language model", "score": "a model with a score head"}
+    reason = f"{title} trains {kinds[stage.task]}, not {kinds[situation.task]}"
+    return [Problem(reason=reason, methods=(title,), fix=f"name it: stage: {stage.name}")]
 
 
 def facts_of(picks: Iterable[Pick], situation: Situation) -> frozenset[Trait]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from luthier.core.catalog import Catalog
 from luthier.core.config.schema import DataConfig, RunConfig
-from luthier.core.contracts import AttentionKernel, MemoryTerms, ModelPatch, OptimizerMethod
+from luthier.core.contracts import AttentionKernel, MemoryTerms, ModelPatch, OptimizerMethod, Reference, Task, TrainingStage
 from luthier.core.environment import Environment
 from luthier.core.errors import PlanRefused, Problem
 from luthier.core.frozen import FrozenDict, freeze, thaw
@@ -29,11 +29,14 @@ from luthier.core.resolve.auto import AUTO_ORDER, fill
 from luthier.core.resolve.checkpoint import checkpoint_problems, stored_terms
 from luthier.core.resolve.compat import clashes
 from luthier.core.resolve.demands import demands_of
+from luthier.core.resolve.former import former_problems, settled, stacked
 from luthier.core.resolve.picks import Answers, Pick, Situation, answer, claims_of, defect, examine, facts_of
 from luthier.core.resolve.precision import decide_precision
-from luthier.core.resolve.presets import expand
+from luthier.core.resolve.presets import Wishes, expand
+from luthier.core.resolve.references import choose_reference, made_true, reference_terms
 from luthier.core.resolve.streaming import streaming_problems
 from luthier.core.schedule import OptimizerOptions
+from luthier.core.scoring import profile_for, scores
 from luthier.core.serial import to_plain
 
 PHASE_ORDER: Final = {"load": 0, "loaded": 2, "attached": 4}
@@ -58,15 +61,21 @@ def resolve(
 
     Raises PlanRefused with every problem found; its `draft` holds the steps and rejected candidates known by then.
     """
+    config = settled(config, model)
+    wishes, problems = expand(config, catalog)
+    wishes = stacked(wishes, model, catalog)
+    task = _task(wishes, catalog)
+    profile, found = _profile_of(profile, task)
+    problems += found
     situation = Situation(
         profile=profile,
+        task=task,
         environment=environment,
         catalog=catalog,
         data=tuple(data),
-        demands=demands_of(config),
+        demands=demands_of(config, model),
         answers={} if answers is None else answers,
     )
-    wishes, problems = expand(config, catalog)
     picks: list[Pick] = []
     # Slots of which it is not known what they hold: a need that they might meet is not reported as a second fault.
     wrong: dict[str, bool] = {}
@@ -94,20 +103,23 @@ def resolve(
         if found:
             wrong[slot] = True
     problems += clashes(picks, situation, wrong) + checkpoint_problems(picks, situation)
-    problems += streaming_problems(config) + _unconsumed(config)
+    problems += streaming_problems(config) + _unconsumed(config) + former_problems(model, picks)
     picks = sorted(picks, key=_execution_order)
     load_options, found = _load_options(picks, profile)
     problems += found
     terms, found = _memory_terms(picks, profile)
     problems += found
     terms += stored_terms(picks, situation)
-    steps = tuple(_step(pick) for pick in picks)
+    reference, found = choose_reference(picks, situation)
+    problems += found
+    steps = tuple(_step(pick, reference) for pick in picks)
     if problems:
         draft = {"model": to_plain(model), "steps": to_plain(steps), "rejected": to_plain(rejected)}
         raise PlanRefused(list(dict.fromkeys(problems)), draft)
-    facts = facts_of(picks, situation)
+    facts = facts_of(picks, situation) | made_true(reference)
     precision, warnings = decide_precision(config.precision, environment, facts)
-    return Plan(
+    terms += reference_terms(reference, terms, profile, precision)
+    plan = Plan(
         model=model,
         profile=profile,
         steps=steps,
@@ -115,6 +127,7 @@ def resolve(
         config=resolved_config(config, picks, precision),
         data=tuple(data),
         device=environment.device,
+        task=task,
         traits=tuple(sorted(facts)),
         load_options=FrozenDict(freeze(load_options)),
         warnings=tuple(warnings + _warnings(config, picks, profile)),
@@ -122,6 +135,10 @@ def resolve(
         memory=forecast(profile, terms, precision, config.train.batch_tokens, packed=config.data.packing),
         isolate=any(isinstance(pick.method, ModelPatch) and pick.method.isolate for pick in picks),
     )
+    problems = _stage_problems(picks, plan, catalog)
+    if problems:
+        raise PlanRefused(problems, {"model": to_plain(model), "steps": to_plain(steps), "rejected": to_plain(rejected)})
+    return plan
 
 
 def resolved_config(config: RunConfig, picks: Sequence[Pick], precision: Precision) -> FrozenDict[str, Any]:
@@ -142,9 +159,43 @@ def resolved_config(config: RunConfig, picks: Sequence[Pick], precision: Precisi
     return FrozenDict(freeze(plain))
 
 
-def _step(pick: Pick) -> Step:
+def _task(wishes: Wishes, catalog: Catalog) -> Task:
+    """What the named stage trains; `auto` and a stage that is not known train a language model."""
+    stages = catalog.slot("stage")
+    named = (stages[wish.choice.use].value for wish in wishes.fixed if wish.slot == "stage" and wish.choice.use in stages)
+    return next((stage.task for stage in named if isinstance(stage, TrainingStage)), "causal")
+
+
+def _profile_of(profile: ArchitectureProfile, task: Task) -> tuple[ArchitectureProfile, list[Problem]]:
+    """The profile of the model that is loaded for a task; and the problem where there is no such model."""
+    if task == "causal":
+        return profile, []
+    answer = scores(profile)
+    problems = [] if answer else [Problem(reason=answer.reason, where="model", fix=answer.fix)]
+    return profile_for(profile, task), problems
+
+
+def _stage_problems(picks: Sequence[Pick], plan: Plan, catalog: Catalog) -> list[Problem]:
+    """What the stage finds wrong with the whole plan."""
+    for pick in picks:
+        if isinstance(pick.method, TrainingStage):
+            try:
+                return list(pick.method.check_plan(plan, catalog, pick.config))
+            except Exception as error:
+                return [defect(pick.title, pick.offer, "in its `check_plan`", error)]
+    return []
+
+
+def _step(pick: Pick, reference: Reference | None) -> Step:
     options = FrozenDict(freeze(to_plain(pick.config)))
-    return Step(slot=pick.slot, method=pick.name, provider=str(pick.offer.provider), config=options, why=pick.why)
+    return Step(
+        slot=pick.slot,
+        method=pick.name,
+        provider=str(pick.offer.provider),
+        config=options,
+        why=pick.why,
+        reference=reference if isinstance(pick.method, TrainingStage) else None,
+    )
 
 
 def _execution_order(pick: Pick) -> tuple[int, int, str]:

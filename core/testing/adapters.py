@@ -13,6 +13,7 @@ from torch import nn
 from luthier.core.contracts import Adapter
 from luthier.core.optimizing import trained_parameters
 from luthier.core.plan import Dtype
+from luthier.core.references import ReferencePolicy
 from luthier.core.saving import ADAPTER_CONFIG, load_trained, quiet, save_trained
 from luthier.core.testing import measuring
 from luthier.core.testing.contract import Case, Contract, attach, build_context
@@ -207,6 +208,24 @@ class AdapterContract(Contract):
             assert off <= SAME, f"reference.by_disabling is declared, and switched off the output is {off:.2e} from the base"
         else:
             assert off > SAME, "switched off it is the base again: declare reference.by_disabling"
+
+    def test_a_copy_stands_beside_it(self, case: Case) -> None:
+        """`adapter.copies`: a frozen copy goes on computing what was there when it was made, and changes nothing else."""
+        if not self.provides(case, "adapter.copies"):
+            return
+        model = self.attached(case)
+        measuring.shake(model)
+        before, trained = logits(model), trained_parameters(model)
+        reference = ReferencePolicy(model, "copied")
+        assert difference(logits(model), before) == 0, "a copy beside it moves the output"
+        assert set(trained_parameters(model)) == set(trained), "a copy changes what trains"
+        measuring.shake(model)
+        moved = logits(model)
+        assert difference(moved, before) > SAME, "nothing that trains was moved, so nothing was tried"
+        with reference() as frozen:
+            off = difference(logits(frozen), before)
+        assert off <= SAME, f"adapter.copies is declared, and the copy's output is {off:.2e} from what was copied"
+        assert difference(logits(model), moved) == 0, "after a look at the copy the model computes something else"
 
     def test_checkpointing(self, case: Case) -> None:
         """Layers that are computed again in the backward pass give the same gradients."""

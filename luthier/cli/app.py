@@ -41,7 +41,7 @@ def build_app(plugin_verbs: Mapping[str, Any]) -> typer.Typer:
         "5 over the memory budget, 6 out of memory, 130 interrupted.",
     )
     app.callback(help=HELP)(root)
-    for verb in (demo, plan, train, merge, methods, explain, profile, doctor):
+    for verb in (demo, plan, train, evaluate, merge, methods, explain, profile, doctor):
         app.command()(verb)
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the data of runs, and after it.")
     group.command("inspect")(data_inspect)
@@ -98,6 +98,54 @@ def train(
     from luthier.cli import train as verb
 
     return verb.run(config, overrides or [], resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def evaluate(
+    run: Annotated[
+        str, typer.Argument(help="Output folder of a run, one of its checkpoints, or a model.", show_default=False)
+    ],
+    data: Annotated[
+        list[str], typer.Option(metavar="FILE", help="Rows to evaluate on; may be given again.", show_default=False)
+    ],
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="loss, perplexity, exact_match, rouge, bleu; for preferences accuracy, margin, longer. With commas between "
+            "them; by default all that the rows allow.",
+            show_default=False,
+        ),
+    ] = "",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Evaluate this one too: another run, a model, or base for what the run began with."
+        ),
+    ] = None,
+    format_name: Annotated[str, typer.Option("--format", metavar="NAME", help="Format of the rows.")] = "auto",
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 256,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what each row gave, one JSON object a line.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure a run or a model on rows that it has not seen, alone or against another."""
+    from luthier.cli import evaluate as verb
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    return verb.run(
+        run,
+        data,
+        metrics=names,
+        against=against,
+        format_name=format_name,
+        max_rows=max_rows,
+        max_new_tokens=max_new_tokens,
+        output=output,
+        as_json=as_json,
+    )
 
 
 def merge(

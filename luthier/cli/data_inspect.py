@@ -123,3 +123,5 @@ def show_row(row: ShownRow, console: Any) -> None:
             else:
                 text.append(f"⟦{written}⟧")
         console.print(text, end="\n\n")
+    if row.reference is not None:
+        console.print(Text.assemble(("reference  ", "bold"), harmless(row.reference)), end="\n\n")

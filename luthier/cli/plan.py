@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.cli.text import output_console, parameters, print_json, size
-from luthier.core.plan import DataLook, Plan, Step
+from luthier.cli.text import output_console, parameters, print_json, short_path, size
+from luthier.core.plan import DataLook, FormerRun, Plan, Step
+from luthier.core.references import WORDS
 
 
 def run(config: Path, overrides: list[str], *, as_json: bool) -> int:
@@ -31,13 +32,22 @@ def show_plan(plan: Plan, console: Any) -> None:
     attention = ", ".join(sorted({group.kind for group in profile.attention})) or "no attention"
     described = f"{profile.architecture}, {parameters(profile.parameters)} parameters, {profile.layers} layers, {attention}"
     console.print(
-        Text.assemble(("Plan ", "bold"), (plan.hash, "cyan"), f"  {plan.model.name}  ({described}) on {plan.device}")
+        Text.assemble(
+            ("Plan ", "bold"), (plan.hash, "cyan"), f"  {short_path(plan.model.name)}  ({described}) on {plan.device}"
+        )
     )
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=True, header_style="bold")
     for heading in ("slot", "method", "options", "why"):
         table.add_column(heading, overflow="fold")
+    model = plan.model
+    while model.former is not None:
+        former = model.former
+        table.add_row("model", Text(former.how, style="green"), _former(former), Text(former.why))
+        model = former.base
     for step in plan.steps:
         table.add_row(step.slot, Text(step.method, style="green"), Text(_options(step)), Text(step.why))
+        if step.reference is not None:
+            table.add_row("reference", Text(step.reference, style="green"), "", Text(WORDS[step.reference]))
     table.add_row("precision", Text(plan.precision.name, style="green"), "", Text(plan.precision.why))
     for source in plan.data:
         rows = f"{source.rows:,} rows" if source.rows is not None else "streamed"
@@ -55,6 +65,11 @@ def show_plan(plan: Plan, console: Any) -> None:
         console.print(Text.assemble(("not taken  ", "dim"), f"{entry.slot}: {entry.method}: {entry.reason}"))
     for warning in (*plan.warnings, *(plan.data_look.warnings if plan.data_look else ())):
         console.print(Text.assemble(("warning  ", "yellow"), warning))
+
+
+def _former(former: FormerRun) -> str:
+    """A run that the model comes from, in a few words."""
+    return f"{short_path(former.folder)}: {former.stage} with {former.adapter} on {short_path(former.base.name)}"
 
 
 def looked(look: DataLook) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from luthier.cli.text import duration, size
 from luthier.core.extensions import RunEvent
+
+# Of an evaluation: what it is about, and not how good the model is.
+NOT_QUALITY: Final = ("step", "tokens", "rows")
 
 
 class Progress:
@@ -31,7 +34,8 @@ class Progress:
         if event.kind == "step":
             self._step(values)
         elif event.kind == "evaluate":
-            self._say(f"held-out loss {values['loss']:.4f} at step {values['step']}")
+            found = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name not in NOT_QUALITY)
+            self._say(f"held-out {found} at step {values['step']}")
         elif event.kind == "checkpoint":
             self._say(f"checkpoint {_plain(values['folder'])}")
         elif event.kind == "warning" and event.message not in self._said:
@@ -46,8 +50,9 @@ class Progress:
             self._close()
 
     def _step(self, values: Any) -> None:
+        reward = f"reward {values['reward']:.3f}  " if "reward" in values else ""
         text = (
-            f"loss {values['loss']:.4f}  {values['tokens_per_second']:.0f} tok/s  {size(values['memory'])}  "
+            f"loss {values['loss']:.4f}  {reward}{values['tokens_per_second']:.0f} tok/s  {size(values['memory'])}  "
             f"{duration(values['remaining'])} left"
         )
         if not self._live:

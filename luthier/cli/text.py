@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 # What a terminal would obey instead of showing it; newline and tabulator do no harm.
@@ -40,6 +41,12 @@ def duration(seconds: float) -> str:
 def harmless(text: str) -> str:
     """Somebody else's text for a terminal: control characters are written out, such as \\x1b."""
     return text.translate(_CONTROLS)
+
+
+def short_path(name: str) -> str:
+    """A path in or under the current folder as it is seen from there; any other name as it is."""
+    path = Path(name)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else name
 
 
 def print_json(document: Any) -> None:

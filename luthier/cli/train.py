@@ -76,5 +76,9 @@ def print_report(results: dict[str, Any]) -> None:
         ("time", duration(results["seconds"])),
         ("written", f"{folder}/  (weights, all_results.json, training_loss.png, README.md)"),
     ]
+    if results.get("best_step") is not None:
+        lines.insert(1, ("best", f"the evaluation at step {results['best_step']}, of which the weights are"))
+    if results.get("ended_early"):
+        lines.insert(1, ("ended", f"early: {results['ended_early']}"))
     for label, text in lines:
         print(f"{label:<9} {text}")

@@ -10,6 +10,8 @@ import peft
 from torch import nn
 
 from luthier.core.contracts import NothingPatched
+from luthier.core.profile import ArchitectureProfile
+from luthier.core.scoring import SCORE
 
 
 def wrap(model: nn.Module, options: Any, wanted: Collection[str], *, method: str, parameters: Collection[str] = ()) -> Any:
@@ -47,6 +49,11 @@ def require_modules(wanted: Collection[str], names: Collection[str], *, method: 
         raise NothingPatched(
             f"{method}: the loaded model lacks the modules that its profile names: {', '.join(lost) or 'none named'}"
         )
+
+
+def task_type(profile: ArchitectureProfile) -> str:
+    """PEFT's name for what the model does: of one that scores sequences, PEFT has the score head train, and saves it."""
+    return "SEQ_CLS" if profile.has(SCORE) else "CAUSAL_LM"
 
 
 def shortest_targets(wanted: Collection[str], names: Collection[str]) -> list[str]:

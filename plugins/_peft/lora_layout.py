@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from luthier.core.contracts import Matrix, MemoryTerms, Support
 from luthier.core.profile import ROLE_GROUPS, ArchitectureProfile
+from luthier.core.scoring import SCORE, score_targets
 from luthier.core.targets import Selection, Target, every_target, holds_vocabulary, matching, per_target, select
 from luthier.core.targets import check as check_selection
 from luthier.plugins._peft.lora_options import LowRankOptions
@@ -84,13 +85,13 @@ def planned_updates(profile: ArchitectureProfile, options: LowRankOptions) -> tu
 
 
 def whole_modules(profile: ArchitectureProfile, options: LowRankOptions) -> tuple[Target, ...]:
-    """The modules that train in whole; with tied embeddings, one of embeddings and head means both."""
+    """The modules that train in whole; with tied embeddings, one of embeddings and head means both. A score head always."""
     candidates = every_target(profile)
     chosen = {one.name for word in options.modules_to_save for one in matching(word, candidates)}
     tied = {one.name for one in candidates if one.role in (EMBED, HEAD)} if profile.tied_embeddings else set()
     if chosen & tied:
         chosen |= tied
-    return tuple(one for one in candidates if one.name in chosen)
+    return (*(one for one in candidates if one.name in chosen and one.role != SCORE), *score_targets(profile))
 
 
 def row_modules(profile: ArchitectureProfile, options: LowRankOptions) -> tuple[Target, ...]:

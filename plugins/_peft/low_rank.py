@@ -19,7 +19,8 @@ from luthier.core.contracts import NothingPatched
 from luthier.core.errors import ConfigError
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.saving import load_peft
-from luthier.plugins._peft.layers import shortest_targets, wrap
+from luthier.core.scoring import SCORE
+from luthier.plugins._peft.layers import shortest_targets, task_type, wrap
 from luthier.plugins._peft.lora_layout import Update, planned_updates, row_modules, whole_modules
 from luthier.plugins._peft.lora_options import LowRankOptions
 from luthier.plugins._peft.whole import prepare_whole_modules, restore_whole_modules
@@ -73,7 +74,8 @@ def peft_config(
     alpha = options.alpha if options.alpha is not None else 2.0 * options.rank
     ranks = {update.target.name: update.rank for update in made if update.rank != options.rank}
     alphas = {update.target.name: update.alpha for update in made if update.alpha != alpha}
-    whole = [target.name for target in whole_modules(profile, options)]
+    # PEFT adds the score head itself, by its task_type.
+    whole = [target.name for target in whole_modules(profile, options) if target.role != SCORE]
     return peft.LoraConfig(
         r=options.rank,
         lora_alpha=alpha,
@@ -88,7 +90,7 @@ def peft_config(
         modules_to_save=whole or None,
         init_lora_weights=init,
         fan_in_fan_out=any(update.target.group.kind == "conv1d" for update in made),
-        task_type="CAUSAL_LM",
+        task_type=task_type(profile),
     )
 
 

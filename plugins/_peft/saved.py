@@ -18,6 +18,7 @@ from luthier.core.contracts import Support
 from luthier.core.errors import ModelError
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.saving import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from luthier.core.scoring import score_targets
 from luthier.core.targets import every_target
 from luthier.plugins._peft.lora_layout import Update, planned_updates
 from luthier.plugins._peft.lora_options import LowRankOptions
@@ -25,6 +26,7 @@ from luthier.plugins._peft.lora_options import LowRankOptions
 PREFIX: Final = "base_model.model."
 FACTOR_A, FACTOR_B = ".lora_A.weight", ".lora_B.weight"
 LARGEST_HEADER: Final = 100_000_000
+MERGE_FIRST: Final = "merge it into the model first, where it can be folded: `model: {name: RUN, adapters: merge}`"
 CHANGED_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -128,7 +130,7 @@ def check_continued(profile: ArchitectureProfile, options: LowRankOptions, *, do
                 f"{where} scales the update of {name} by {scale:g}, and this run by {update.scale:g}",
                 f"set alpha to {alpha:g}",
             )
-    return _check_beside(saved, options, where)
+    return _check_beside(saved, options, where, scores=bool(score_targets(profile)))
 
 
 def _misfit(where: str, update: Update, shapes: Sequence[tuple[int, ...]]) -> Support:
@@ -158,11 +160,19 @@ def _check_kind(saved: SavedAdapter, where: str, *, dora: bool) -> Support:
     return Support.yes()
 
 
-def _check_beside(saved: SavedAdapter, options: LowRankOptions, where: str) -> Support:
+def _check_beside(saved: SavedAdapter, options: LowRankOptions, where: str, *, scores: bool) -> Support:
     """What trains beside the updates; names of modules are compared when it is loaded."""
+    if scores != (saved.config.get("task_type") == "SEQ_CLS"):
+        has = "has no score head: it was trained on a language model" if scores else "is a reward model's, with a score head"
+        ways = (
+            "start from that run (`model: FOLDER`), or name it in stack_on"
+            if scores
+            else "take an adapter of a language model"
+        )
+        return Support.no(f"{where} {has}", ways)
     pairs = (
         ("bias", saved.config.get("bias", "none"), options.bias),
-        ("modules_to_save", bool(saved.config.get("modules_to_save")), bool(options.modules_to_save)),
+        ("modules_to_save", bool(saved.config.get("modules_to_save")), bool(options.modules_to_save) or scores),
         (
             "trainable_tokens",
             bool(saved.config.get("trainable_token_indices")),
@@ -192,11 +202,10 @@ def check_stacked(profile: ArchitectureProfile, options: LowRankOptions, folders
             return Support.no(f"stack_on: {error.message} ({error.where})", error.fix)
         support = _check_kind(saved, where, dora=False)
         if not support:
-            return support
+            return Support.no(support.reason, MERGE_FIRST)
         if saved.more:
             return Support.no(
-                f"{where} holds more than low-rank updates ({saved.more[0]}): two of those cannot be added up",
-                "merge it into the model first (`luthier merge`) and train on the result",
+                f"{where} holds more than low-rank updates ({saved.more[0]}): two of those cannot be added up", MERGE_FIRST
             )
         experts = set(saved.config.get("target_parameters") or ())
         foreign = [name for name in saved.modules if not experts and name not in known]

@@ -16,6 +16,7 @@ from luthier.core.hookspecs import hookimpl
 from luthier.core.optimizing import AdamOptions, decay_groups, fusible
 from luthier.core.options import option
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.scoring import score_modules
 from luthier.core.traits import any_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def build(model: nn.Module, config: BAdamConfig, profile: ArchitectureProfile) -
     from luthier.plugins.badam.blocks import cut
     from luthier.plugins.badam.optimizer import BlockAdamW, Turns
 
-    blocks = cut(model, profile.decoder, layers=config.layers_per_block, outside=config.embeddings)
+    heads = score_modules(profile)
+    blocks = cut(model, profile.decoder, layers=config.layers_per_block, outside=config.embeddings, heads=heads)
     groups = decay_groups(model, config.weight_decay)
     turns = Turns(blocks=len(blocks), switch_every=config.switch_every, order=config.order, seed=config.seed)
     options = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": fusible(groups)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -13,12 +13,12 @@ from luthier.core.optimizing import trained_parameters
 Block = tuple[nn.Parameter, ...]
 
 
-def cut(model: nn.Module, decoder: str, *, layers: int, outside: bool) -> list[Block]:
+def cut(model: nn.Module, decoder: str, *, layers: int, outside: bool, heads: Collection[str] = ()) -> list[Block]:
     """The parameters that train, in blocks: `layers` neighbouring layers of the list `decoder` each, in their order.
 
     With `outside`, every matrix beside the layers is a block of its own, embeddings before the layers, the head after them;
-    without it, these matrices are frozen. Vectors beside the layers, as the last norm, go with the last block. Raises
-    NothingPatched when nothing is left to train.
+    without it, these matrices are frozen, but for the modules `heads`, which are new and have to train. Vectors beside the
+    layers, as the last norm, go with the last block. Raises NothingPatched when nothing is left to train.
     """
     pattern = re.compile(rf"(?:^|\.){re.escape(decoder)}\.(\d+)\.")
     before: list[Block] = []
@@ -31,7 +31,7 @@ def cut(model: nn.Module, decoder: str, *, layers: int, outside: bool) -> list[B
             inside.setdefault(int(found[1]), []).append(parameter)
         elif parameter.ndim < 2:
             vectors.append(parameter)
-        elif outside:
+        elif outside or name.rpartition(".")[0] in heads:
             (after if inside else before).append((parameter,))
         else:
             parameter.requires_grad_(False)

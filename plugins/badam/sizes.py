@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.contracts import MemoryTerms
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.scoring import SCORE
 from luthier.core.targets import every_target
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def largest_block(profile: ArchitectureProfile, config: BAdamConfig, trained: Me
             continue
         if target.layer is not None:
             layers[target.layer] = layers.get(target.layer, 0) + target.group.parameters
-        elif len(matrix.shape) > 1 and config.embeddings:
+        elif len(matrix.shape) > 1 and (config.embeddings or target.role == SCORE):
             outside.append(target.group.parameters)
     sizes = [layers[number] for number in sorted(layers)]
     width = config.layers_per_block

@@ -52,6 +52,8 @@ def declares(profile: ArchitectureProfile, config: DoraConfig) -> Declaration:
     provides: set[Trait] = {"base.frozen" if config.bias == "none" else "base.partly_frozen"}
     if config.bias == "none" and config.continue_from is None:
         provides.add("reference.by_disabling")
+    if config.bias == "none":
+        provides.add("adapter.copies")
     if trains_vocabulary(profile, config):
         provides.add("embeddings.trained")
     requires = (any_of("vocabulary.extended"),) if config.new_tokens else ()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.contracts import MemoryTerms, NothingPatched, Support
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.scoring import SCORE, score_targets
 from luthier.core.targets import Target, every_target, matching, whole
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What trains: decoder layers, modules inside and outside them; and what the options named in vain.
+    """What trains: decoder layers, modules inside and outside them, a score head in any case; and what was named in vain.
 
     `whole` says that every parameter of the layers trains, also those that no module of `inside` holds.
     """
@@ -50,6 +51,7 @@ def parts_of(profile: ArchitectureProfile, config: FreezeConfig) -> Parts:
     outside = {one.name: one for found in extra.values() for one in found}
     if config.embeddings:
         outside |= {one.name: one for one in others if one.role == "embed"}
+    outside |= {one.name: one for one in score_targets(profile)}
     return Parts(
         layers=tuple(sorted(chosen)),
         whole=config.target is None,
@@ -103,7 +105,7 @@ def _kept_layers(profile: ArchitectureProfile, parts: Parts) -> int:
     """Layers from the first that trains up: autograd keeps nothing of those below, which need no gradient."""
     final_norms = [one for one in every_target(profile) if one.layer is None and one.role == "norm"]
     for one in parts.outside:
-        above = one.role == "head" and not profile.tied_embeddings
+        above = one.role == SCORE or (one.role == "head" and not profile.tied_embeddings)
         # A single norm outside the layers is the final one; of several, one may follow the embeddings.
         if not above and not (one.role == "norm" and len(final_norms) == 1):
             return profile.layers

@@ -20,6 +20,7 @@ from luthier.core.contracts import NothingPatched
 from luthier.core.errors import ModelError
 from luthier.core.profile import ArchitectureProfile
 from luthier.core.saving import quiet
+from luthier.core.scoring import score_modules
 from luthier.plugins.llama_pro.layout import OUTPUTS, layer_targets, templates
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ TOLERANCE: Final = 1e-2
 
 
 def expand(model: nn.Module, profile: ArchitectureProfile, blocks: int) -> nn.Module:
-    """The same model with `blocks` more decoder layers, which alone train.
+    """The same model with `blocks` more decoder layers, which alone train; a score head beside them.
 
     Raises NothingPatched where the decoder is not as its profile says, ModelError where the grown model would not be what
     transformers builds from its configuration, or where its logits changed.
@@ -58,8 +59,8 @@ def expand(model: nn.Module, profile: ArchitectureProfile, blocks: int) -> nn.Mo
     if not change <= TOLERANCE * greatest:
         raise _misfit(profile, f"with the new layers, which should add nothing, its logits differ by {change:.2g}")
     model.requires_grad_(False)
-    for layer in new:
-        layer.requires_grad_(True)
+    for trained in (*new, *map(model.get_submodule, score_modules(profile))):
+        trained.requires_grad_(True)
     return model
 
 

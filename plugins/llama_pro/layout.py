@@ -6,6 +6,7 @@ from typing import Final
 
 from luthier.core.contracts import MemoryTerms, Support
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.scoring import score_targets
 from luthier.core.targets import Target, every_target, whole
 
 OUTPUTS: Final = ("attn.o", "mlp.down", "mlp.experts.down")
@@ -60,10 +61,11 @@ def terms(profile: ArchitectureProfile, blocks: int) -> MemoryTerms:
     copied = templates(profile.layers, blocks)
     matrices = whole(profile, [one for layer in copied for one in layer_targets(profile, layer)], layers=len(copied))
     added = sum(matrix.size * matrix.count for matrix in matrices)
+    head = whole(profile, score_targets(profile))
     frozen_below = copied[0] + 1
     return MemoryTerms(
-        trainable=added,
+        trainable=added + sum(matrix.size for matrix in head),
         added=added,
-        matrices=matrices,
+        matrices=(*matrices, *head),
         activation_scale=(profile.layers + blocks - frozen_below) / profile.layers,
     )

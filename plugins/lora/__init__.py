@@ -112,6 +112,8 @@ def declares(profile: ArchitectureProfile, config: LoraConfig) -> Declaration:
     provides: set[Trait] = {"base.frozen" if config.bias == "none" else "base.partly_frozen"}
     if config.starts_at_the_base and config.bias == "none":
         provides.add("reference.by_disabling")
+    if config.bias == "none":
+        provides.add("adapter.copies")
     if trains_vocabulary(profile, config):
         provides.add("embeddings.trained")
     reasons: dict[Trait, str] = {}
@@ -126,9 +128,12 @@ def declares(profile: ArchitectureProfile, config: LoraConfig) -> Declaration:
         reasons.setdefault("weights.quantized", whole)
     if config.new_tokens:
         requires += (any_of("vocabulary.extended"),)
-    return Declaration(
-        provides=frozenset(provides), requires=requires, conflicts=frozenset(reasons), reasons=FrozenDict(reasons)
-    )
+    conflicts = frozenset(reasons)
+    if "reference.by_disabling" not in provides:
+        below = "what it stands on would go off with it"
+        start = "with these options the model without it is not the one that training starts from"
+        reasons["reference.by_disabling"] = below if config.stack_on else start
+    return Declaration(provides=frozenset(provides), requires=requires, conflicts=conflicts, reasons=FrozenDict(reasons))
 
 
 def memory(profile: ArchitectureProfile, config: LoraConfig) -> MemoryTerms:
@@ -180,7 +185,7 @@ def luthier_adapters() -> Iterable[Adapter[LoraConfig]]:
         name="lora",
         summary="Low-rank updates beside frozen weights.",
         config=LoraConfig,
-        provides=frozenset({"adapter.low_rank", "adapter.mergeable", "adapter.detachable"}),
+        provides=frozenset({"adapter.low_rank", "adapter.mergeable", "adapter.detachable", "adapter.stacks"}),
         declares=declares,
         packages=("peft>=0.20",),
         supports=supports,

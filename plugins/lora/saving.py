@@ -22,12 +22,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from luthier.core.references import TRAINED
 from luthier.core.saving import ADAPTER_WEIGHTS, adapter_state, load_peft, misfit, read_weights, require_keys, save_peft
 from luthier.plugins._peft.low_rank import lora_layers, shortest_pattern
 from luthier.plugins._peft.whole import tie_whole_modules
 from luthier.plugins.lora.starts import START_A, START_B, add_to_base
-
-TRAINED = "default"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Part:
 
 def save(model: Any, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors: a plain LoRA of the original base model."""
-    layers = {name: parts_of(layer) for name, layer in lora_layers(model).items()}
+    layers = {name: parts for name, layer in lora_layers(model).items() if (parts := parts_of(layer))}
     if all([part.kind for part in parts] == [TRAINED] for parts in layers.values()):
         save_peft(model, folder)
         return
@@ -85,7 +84,7 @@ def load(model: Any, folder: Path, trainable: bool) -> nn.Module:
     """
     from peft import PeftModel
 
-    layers = lora_layers(model)
+    layers = {name: layer for name, layer in lora_layers(model).items() if parts_of(layer)}
     if not isinstance(model, PeftModel) or all([p.kind for p in parts_of(one)] == [TRAINED] for one in layers.values()):
         loaded = load_peft(model, folder, trainable)
         tie_whole_modules(loaded)
@@ -154,10 +153,11 @@ def _fill_beside(model: Any, weights: dict[str, Tensor]) -> None:
 
 
 def parts_of(layer: Any) -> list[Part]:
-    """What a layer adds to its weight, in the order of the file."""
+    """What a layer adds to its weight, in the order of the file; what is kept beside it and is not active, as a
+    frozen copy of it or the adapter of another role, adds nothing."""
     experts = experts_of(layer)
     parts = []
-    for name in sorted(layer.lora_A, key=lambda name: (name != TRAINED, name)):
+    for name in sorted(set(layer.lora_A) & set(layer.active_adapters), key=lambda name: (name != TRAINED, name)):
         a, b = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
         rank = layer.r[name]
         parts.append(Part(name, a.reshape(experts, rank, -1), b.reshape(-1, rank, experts), layer.scaling[name]))

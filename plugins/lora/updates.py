@@ -10,6 +10,7 @@ from torch import nn
 
 from luthier.core.context import BuildContext
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.saving import ADAPTER_WEIGHTS, misfit, read_weights
 from luthier.plugins._peft.lora_layout import planned_updates
 from luthier.plugins._peft.low_rank import adapt, lora_layers
 from luthier.plugins.lora import starts
@@ -50,12 +51,25 @@ def attach_lora(
     return adapted
 
 
+def _put_below(model: Any, name: str, folder: Path) -> None:
+    """One of them. The base class's `add_adapter`: that of a model with a score head would have each file bring one."""
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    PeftModel.add_adapter(model, name, config)
+    path = folder / ADAPTER_WEIGHTS
+    extra = set_peft_model_state_dict(model, read_weights(path), adapter_name=name).unexpected_keys
+    if extra:
+        raise misfit(path, f"{len(extra)} of them are of another model ({extra[0]}, ...)")
+
+
 def stack(model: Any, folders: Sequence[str]) -> None:
     """Put saved adapters on the model, active and frozen, beside the one that trains."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     below = [f"below_{number}" for number in range(len(folders))]
     for name, folder in zip(below, folders, strict=True):
-        model.load_adapter(str(Path(folder).expanduser()), adapter_name=name, is_trainable=False)
+        _put_below(model, name, Path(folder).expanduser())
     model.base_model.set_adapter(["default", *below])
     for layer in lora_layers(model).values():
         layer.requires_grad_(False)

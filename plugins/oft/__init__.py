@@ -112,7 +112,9 @@ def luthier_adapters() -> Iterable[Adapter[OftConfig]]:
         name="oft",
         summary="Rotates the inputs of frozen weights, block by block.",
         config=OftConfig,
-        provides=frozenset({"base.frozen", "adapter.mergeable", "adapter.detachable", "reference.by_disabling"}),
+        provides=frozenset(
+            {"base.frozen", "adapter.mergeable", "adapter.detachable", "adapter.copies", "reference.by_disabling"}
+        ),
         declares=declares,
         packages=("peft>=0.18",),
         supports=supports,

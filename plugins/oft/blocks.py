@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core.contracts import Matrix, MemoryTerms, Support
 from luthier.core.profile import ArchitectureProfile
+from luthier.core.scoring import score_targets
 from luthier.core.targets import Selection, select
 from luthier.core.targets import check as check_selection
 
@@ -70,6 +71,8 @@ def terms(profile: ArchitectureProfile, config: OftConfig) -> MemoryTerms:
         # The series keeps the powers 1 to n - 2; a solution its factors, itself and the pivots. Both, the rotation.
         matrices, pivots = (config.neumann_terms - 2, 0) if config.cayley == "neumann" else (2, own * size)
         kept += 4 * (size * size * (matrices * own + blocks) + pivots) + 16 * shape[1]
+    for target in score_targets(profile):
+        counts[target.role, target.group.shape] = 1
     matrices_by_shape = tuple(Matrix(role=role, shape=shape, count=count) for (role, shape), count in counts.items())
     added = sum(matrix.size * matrix.count for matrix in matrices_by_shape)
     return MemoryTerms(

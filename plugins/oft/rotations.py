@@ -8,7 +8,7 @@ import peft
 from torch import nn
 
 from luthier.core.profile import ArchitectureProfile
-from luthier.plugins._peft.layers import shortest_targets, wrap
+from luthier.plugins._peft.layers import shortest_targets, task_type, wrap
 from luthier.plugins.oft.blocks import selected
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def attach_oft(model: nn.Module, profile: ArchitectureProfile, config: OftConfig
         block_share=config.share_blocks,
         use_cayley_neumann=config.cayley == "neumann",
         num_cayley_neumann_terms=config.neumann_terms,
-        task_type="CAUSAL_LM",
+        task_type=task_type(profile),
     )
     adapted: nn.Module = wrap(model, options, wanted, method="oft")
     return adapted

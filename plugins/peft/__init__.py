@@ -69,8 +69,9 @@ def attach(model: nn.Module, profile: ArchitectureProfile, config: PeftConfig) -
 
 def merge(model: Any) -> nn.Module:
     """The base model with every update folded into its weight."""
-    merged: nn.Module = model.merge_and_unload()
-    return merged
+    from luthier.plugins.peft.attaching import fold
+
+    return fold(model)
 
 
 @hookimpl

@@ -12,7 +12,7 @@ from torch import nn
 from luthier.core.contracts import NothingPatched
 from luthier.core.errors import ModelError
 from luthier.core.profile import ArchitectureProfile
-from luthier.plugins._peft.layers import wrap
+from luthier.plugins._peft.layers import task_type, wrap
 from luthier.plugins.peft.planning import prefix_shape, selected
 from luthier.plugins.peft.skeleton import target_names, tuner_targets
 from luthier.plugins.peft.tuners import TUNERS
@@ -38,7 +38,7 @@ def attach_tuner(model: nn.Module, profile: ArchitectureProfile, config: PeftCon
         targets = selected(profile, config).targets
         names = target_names(targets, {name for name, _ in model.named_modules()})
         options = config_class(config.tuner)(
-            **config.options, **tuner_targets(config.tuner, names, targets), task_type="CAUSAL_LM"
+            **config.options, **tuner_targets(config.tuner, names, targets), task_type=task_type(profile)
         )
         with warnings.catch_warnings():
             # It knows no model's own norm, and copies it all the same.
@@ -52,6 +52,19 @@ def attach_tuner(model: nn.Module, profile: ArchitectureProfile, config: PeftCon
             if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
                 module.register_forward_hook(_as_it_came_in)
     return adapted
+
+
+def fold(model: Any) -> nn.Module:
+    """The base model with every update in its weight, and a score head that trained in its place.
+
+    PEFT does so too, but for what is not one of a tuner's own layers: `ln_tuning` leaves the head in its wrapper.
+    """
+    merged: nn.Module = model.merge_and_unload()
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, peft.utils.ModulesToSaveWrapper):
+            owner, _, leaf = name.rpartition(".")
+            setattr(merged.get_submodule(owner), leaf, module.modules_to_save["default"])
+    return merged
 
 
 def _as_it_came_in(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.contracts import Matrix, MemoryTerms, Support
 from luthier.core.frozen import canonical_json
 from luthier.core.profile import ArchitectureProfile
-from luthier.core.targets import Selection, Target, every_target, select
+from luthier.core.scoring import score_targets
+from luthier.core.targets import Selection, Target, every_target, select, whole
 from luthier.core.targets import check as check_selection
 from luthier.plugins.peft.tuners import ANY, REFUSED, TUNERS
 
@@ -115,12 +116,13 @@ def terms(profile: ArchitectureProfile, config: PeftConfig) -> MemoryTerms:
     else:
         found = _ask(profile, config)
         inputs = sum(target.group.in_features or 0 for target in selected(profile, config).targets)
-    added = sum(matrix.size * matrix.count for matrix in found.matrices)
+    matrices = (*found.matrices, *whole(profile, score_targets(profile)))
+    added = sum(matrix.size * matrix.count for matrix in matrices)
     return MemoryTerms(
         trainable=added,
         added=added,
         trainable_bytes=4,
-        matrices=found.matrices,
+        matrices=matrices,
         cast_inputs=inputs,
         constant=found.frozen_bytes,
     )

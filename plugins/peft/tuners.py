@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from luthier.core.contracts import Declaration
 from luthier.core.frozen import FrozenDict
+from luthier.core.scoring import SCORE_HEAD
 
 Kind = Literal["weights", "norms", "prompt"]
 Quantised = Literal["any", "8bit", "none"]
@@ -166,6 +167,8 @@ def declaration(name: str, options: Mapping[str, object], stored: str | None) ->
     asked = [options[key] for key in INITS if key in options]
     if tuner.starts != "elsewhere" and (asked == [True] or (not asked and tuner.starts == "base")):
         provides.add("reference.by_disabling")
+    if tuner.kind != "prompt":
+        provides.add("adapter.copies")
     reasons: dict[str, str] = {}
     if tuner.quantised == "none":
         reasons[ANY_BIT] = f"PEFT's {name} computes with the weights themselves"
@@ -178,4 +181,5 @@ def declaration(name: str, options: Mapping[str, object], stored: str | None) ->
         reasons["activations.recomputed"] = "a layer that is computed again no longer sees the learned keys and values"
     if tuner.kind == "prompt":
         reasons["batches.packed"] = f"{name} puts its tokens before a row, and a packed row holds several texts"
+        reasons[SCORE_HEAD] = f"beside the tokens of {name} PEFT neither trains nor saves a head"
     return Declaration(provides=frozenset(provides), conflicts=frozenset(reasons), reasons=FrozenDict(reasons))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -123,7 +124,7 @@ class UnpairedEncoder(ChatEncoder):
 
 
 class PromptEncoder(ChatEncoder):
-    """Only what inference is given; nothing is learned."""
+    """Only what inference is given; nothing is learned. Messages, tools and reference stay beside the tokens."""
 
     kind: DataKind = "prompt"
 
@@ -133,10 +134,14 @@ class PromptEncoder(ChatEncoder):
         notes = [self._notes(dialogue) for dialogue in dialogues]
         texts = self._template.prompts([(dialogue, len(dialogue.messages)) for dialogue in dialogues])
         found = []
-        for dialogue, whole, remarks in zip(dialogues, self._tokens.encode(texts), notes, strict=True):
+        wholes = self._tokens.encode(texts)
+        for (_, row), dialogue, whole, remarks in zip(rows, dialogues, wholes, notes, strict=True):
             self._check.prompt(dialogue, whole.ids)
             encoded = self._lengths.fit([Labelled(whole.ids)], learns=False)
             encoded.notes = remarks
+            kept = {key: row[key] for key in ("tools", "reference") if row.get(key) is not None}
+            beside = {"messages": dialogue.messages, **kept}
+            encoded.beside = json.dumps(beside, ensure_ascii=False, default=str).encode()
             found.append(encoded)
         return found
 

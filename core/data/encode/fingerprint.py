@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from luthier.core.data.encode.template import Template
 
 # Raised whenever the same rows, tokenizer and options come to give other tokens or labels.
-VERSION: Final = 1
+VERSION: Final = 2
 _DATE: Final = "strftime_now"
 
 

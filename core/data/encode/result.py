@@ -31,6 +31,7 @@ class Encoded:
     marked    of these, how many have learned tokens
     unclosed  learned answers that end with no special token: nothing there teaches the model to stop
     notes     remarks, for counting
+    beside    what the row has beside its tokens, JSON in UTF-8
     length    tokens before anything was cut or dropped; of a preference, those of its longer sequence
     """
 
@@ -42,6 +43,7 @@ class Encoded:
     marked: int = 0
     unclosed: int = 0
     notes: tuple[str, ...] = ()
+    beside: bytes = b""
     length: int = 0
 
 

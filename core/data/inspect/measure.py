@@ -48,11 +48,15 @@ class ShownSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownRow:
-    """A training row, numbered from 1 in the order of the sources; `value` is the label or margin, where there is one."""
+    """A training row, numbered from 1 in the order of the sources.
+
+    `value` is the label or margin, `reference` what answers to a prompt are judged by, where there is one.
+    """
 
     number: int
     sequences: tuple[ShownSequence, ...]
     value: float | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,12 @@ def _row(train: Examples, row: int, tokenizer: Any) -> ShownRow:
         for part, name in enumerate(names)
     )
     value = float(train.values[row])
-    return ShownRow(number=row + 1, sequences=tuple(sequences), value=None if math.isnan(value) else value)
+    return ShownRow(
+        number=row + 1,
+        sequences=tuple(sequences),
+        value=None if math.isnan(value) else value,
+        reference=train.reference(row),
+    )
 
 
 def runs_of(example: Example, tokenizer: Any) -> Iterator[Run]:
