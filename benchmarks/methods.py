@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from luthier.benchmarks.machine import describe_machine
+from luthier.benchmarks.task_rows import as_kind
 
 RESULT: Final = Path(__file__).parent / "results" / "methods.json"
 MODEL: Final = "smollm2-135m"
 LONG, SHORT = 30, 5
+JSON: Final = [{"use": "json_valid"}]
 STILL: Final = 1e-12  # a learning rate that moves nothing
 
 
@@ -36,7 +38,8 @@ class Row:
     optimizer: Any = field(default_factory=lambda: {"use": "adamw", "lr": 1e-3})
     patches: tuple[Any, ...] = ()
     attention: str = "auto"
-    stage: str = "sft"
+    stage: Any = "sft"
+    kind: str = "conversation"
     steps: int = SHORT
     name: str = ""
 
@@ -76,7 +79,16 @@ ROWS: Final = (
     Row("lora_plus", optimizer={"use": "lora_plus", "lr": 2e-4}),
     Row("lora_fa", optimizer={"use": "lora_fa", "lr": 1e-3}),
     Row("eager", attention="eager"),
-    Row("pt", stage="pt"),
+    Row("pt", stage="pt", kind="text"),
+    Row("rm", stage="rm", kind="preference"),
+    Row("dpo", stage="dpo", kind="preference"),
+    Row("orpo", stage="orpo", kind="preference"),
+    Row("cpo", stage="cpo", kind="preference"),
+    Row("simpo", stage="simpo", kind="preference"),
+    Row("kto", stage="kto", kind="unpaired"),
+    Row("grpo", stage={"use": "grpo", "reward": JSON, "max_new_tokens": 32}, kind="prompt"),
+    Row("rloo", stage={"use": "rloo", "reward": JSON, "max_new_tokens": 32}, kind="prompt"),
+    Row("ppo", stage={"use": "ppo", "reward": JSON, "max_new_tokens": 32}, kind="prompt"),
     Row("checkpointing", patches=("checkpointing",)),
     Row("neftune", patches=("neftune",)),
     Row("rope_scaling", patches=({"use": "rope_scaling", "type": "yarn", "factor": 2.0},)),
@@ -94,8 +106,7 @@ def configuration(row: Row, folder: Path, *, still: bool = False) -> dict[str, A
     from luthier.demo.task import write_task
 
     train, held_out = write_task(folder)
-    if row.stage == "pt":
-        train, held_out = as_text(train), as_text(held_out)
+    train, held_out = as_kind(train, row.kind), as_kind(held_out, row.kind)
     optimizer = {"use": "adamw", "lr": STILL} if still else row.optimizer | {"schedule": "constant", "warmup": 0}
     steps = 1 if still else row.steps
     return {
@@ -112,15 +123,6 @@ def configuration(row: Row, folder: Path, *, still: bool = False) -> dict[str, A
     }
 
 
-def as_text(path: Path) -> Path:
-    """The same rows as plain text, request and answer one after the other: every token is learned."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    texts = [{"text": "\n".join(turn["content"] for turn in row["messages"])} for row in rows]
-    target = path.with_name(f"{path.stem}-text.jsonl")
-    target.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
-    return target
-
-
 def measure(key: str, folder: Path) -> dict[str, Any]:
     """Run one row in this process."""
     import luthier
@@ -129,6 +131,8 @@ def measure(key: str, folder: Path) -> dict[str, Any]:
     # The run that is measured comes first: memory that another left behind would count as its own.
     results = luthier.train(configuration(row, folder))
     start = luthier.train(configuration(row, folder, still=True))
+    # Stages that learn from prompts have no loss of held-out rows: their answers are judged.
+    metric = "loss" if "eval_loss" in results else "reward"
     output = Path(results["output"])
     checkpoint = output / f"checkpoint-{row.steps}"
     weights = [path for path in output.iterdir() if path.suffix == ".safetensors"]
@@ -141,8 +145,9 @@ def measure(key: str, folder: Path) -> dict[str, Any]:
         "stage": results["stage"],
         "patches": results["methods"]["patches"],
         "steps": results["steps"],
-        "held_out_before": start["eval_loss"],
-        "held_out_after": results["eval_loss"],
+        "held_out": metric,
+        "held_out_before": start[f"eval_{metric}"],
+        "held_out_after": results[f"eval_{metric}"],
         "tokens_per_second": results["tokens_per_second"],
         "peak_memory": results["memory"]["measured_peak"],
         "predicted_peak": results["memory"]["predicted"]["peak"],
@@ -196,7 +201,7 @@ def main() -> int:
 
 
 def fell(row: dict[str, Any]) -> bool:
-    return "error" not in row and row["held_out_after"] < row["held_out_before"]
+    return "error" not in row and row["held_out"] == "loss" and row["held_out_after"] < row["held_out_before"]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -204,7 +209,7 @@ def line(row: dict[str, Any]) -> str:
         return f"failed: {row['error']}"
     mib = 2**20
     return (
-        f"held out {row['held_out_before']:.3f} -> {row['held_out_after']:.3f} in {row['steps']} steps, "
+        f"held-out {row['held_out']} {row['held_out_before']:.3f} -> {row['held_out_after']:.3f} in {row['steps']} steps, "
         f"{row['tokens_per_second']:.0f} tokens/s, peak {row['peak_memory'] / mib:.0f} MiB, "
         f"state {row['optimizer_state'] / mib:.1f} MiB, {row['trained_parameters']:,} trained"
     )

@@ -1,4 +1,5 @@
-"""The page of combinations: `matrix MODEL_TYPE` is what `luthier methods --matrix` says of a model type's default shape.
+"""The page of combinations: `matrix MODEL_TYPE` is what `luthier methods --matrix` says of a model type's default shape,
+`stages MODEL_TYPE` how every stage goes with every adapter.
 
 Asked for a CPU and for a GPU, with every package that a method names installed, so that the page says what combines and not
 what the machine that writes it lacks. Where only the GPU can do it, the table says so.
@@ -16,11 +17,23 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from luthier.core.catalog import Catalog
+from luthier.core.contracts import TrainingStage
 from luthier.core.environment import Environment
+from luthier.core.errors import PlanRefused
 from luthier.core.frozen import FrozenDict
-from luthier.core.plan import ModelReference
+from luthier.core.plan import ModelReference, SourceSummary
 from luthier.core.profile import ArchitectureProfile
-from luthier.core.resolve.matrix import NO_QUANTISATION, Cell, Matrix, combinations, reasons
+from luthier.core.resolve import resolve
+from luthier.core.resolve.matrix import (
+    NO_QUANTISATION,
+    Cell,
+    Matrix,
+    combination_config,
+    combinations,
+    example_of,
+    ordered,
+    reasons,
+)
 
 PLURALS = {"adapter": "adapters", "quantisation": "quantised weights", "optimizer": "optimizers"}
 
@@ -86,6 +99,39 @@ def matrix_on(device: str, model_type: str) -> Matrix:
         environment=machine(device, catalog),
         catalog=catalog,
     )
+
+
+def stages(page: Path, words: list[str]) -> str:
+    """Every stage with every adapter, each with data of its kind: the reference that it gets, and the numbered reasons."""
+    (model_type,) = words
+    catalog = own_catalog()
+    adapters = ordered("adapter", catalog)
+    numbers: dict[str, int] = {}
+
+    def cell(stage: str, adapter: str) -> str:
+        method = catalog.method("stage", stage)
+        assert isinstance(method, TrainingStage)
+        source = SourceSummary(path="rows.jsonl", format="any", kind=method.data_kind, rows=1, why="")
+        chosen = example_of("stage", stage, catalog)
+        config = combination_config(adapter, NO_QUANTISATION, ordered("optimizer", catalog)[0], catalog, stage=chosen)
+        try:
+            plan = resolve(
+                config,
+                model=ModelReference(name=model_type, path=model_type, kind="folder"),
+                profile=profile_of(model_type),
+                environment=machine("cpu", catalog),
+                catalog=catalog,
+                data=(source,),
+            )
+        except PlanRefused as refused:
+            why = dict.fromkeys(problem.reason for problem in refused.problems)
+            return " ".join(str(numbers.setdefault(reason, len(numbers) + 1)) for reason in why)
+        return plan.step("stage").reference or "yes"
+
+    names = sorted(catalog.slot("stage"), key=lambda name: (-catalog.method("stage", name).priority, name))
+    rows = [[f"`{stage}`", *(cell(stage, adapter) for adapter in adapters)] for stage in names]
+    notes = "\n".join(f"{number}. {why}" for why, number in numbers.items())
+    return table(["stage", *(f"`{name}`" for name in adapters)], rows) + (f"\n\nWhy not:\n\n{notes}" if notes else "")
 
 
 def matrix(page: Path, words: list[str]) -> str:

@@ -3,6 +3,7 @@
 `measured NAME`, `measured all`   `python -m luthier.benchmarks.methods`: a method, or all for the index of methods
 `speed`                           `python -m luthier.benchmarks.data_speed`
 `stream`                          `python -m luthier.benchmarks.data_stream`
+`ppo_memory`                      `python -m luthier.benchmarks.ppo_memory`
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def measured(page: Path, words: list[str]) -> str:
 
 def _cells(key: str, row: dict[str, Any]) -> list[str]:
     sizes = ("peak_memory", "predicted_peak", "optimizer_state", "predicted_state", "saved")
-    loss = f"{row['held_out_before']:.2f} -> {row['held_out_after']:.2f} in {row['steps']} steps"
-    return [f"`{key}`", f"{row['trained_parameters']:,}", *(f"{row[size] / MIB:,.1f}" for size in sizes), loss]
+    what = "" if row["held_out"] == "loss" else f"{row['held_out']} "
+    change = f"{what}{row['held_out_before']:.2f} -> {row['held_out_after']:.2f} in {row['steps']} steps"
+    return [f"`{key}`", f"{row['trained_parameters']:,}", *(f"{row[size] / MIB:,.1f}" for size in sizes), change]
 
 
 def speed(page: Path, words: list[str]) -> str:
@@ -94,3 +96,31 @@ def stream(page: Path, words: list[str]) -> str:
     ]
     machine = found["machine"]
     return f"{table(['', ''], rows)}\n\nOne process on {machine['cores']} cores of {machine['cpu']}, other work beside it."
+
+
+MEMORY_ROWS = {
+    "sft": "`sft`",
+    "ppo": "`ppo`, reward by a rule",
+    "ppo-value": "`ppo`, reward by a rule, `value_adapter: true`",
+    "ppo-reward": "`ppo`, `value_adapter: true`, a reward run on the same base",
+    "four": "the same roles as four models",
+}
+
+
+def ppo_memory(page: Path, words: list[str]) -> str:
+    """Peak memory of PPO's roles on one base, against a supervised run and against four models."""
+    found = json.loads((RESULTS / "ppo_memory.json").read_text(encoding="utf-8"))
+    rows = []
+    for key, row in found["rows"].items():
+        ratio = found["ratios"][key]
+        sizes = [f"{row[name] / MIB:,.0f}" for name in ("peak", "tensors")]
+        rows.append([MEMORY_ROWS[key], *sizes, f"{ratio['peak']:.2f}", f"{ratio['tensors']:.2f}", f"{row['parameters']:,}"])
+    headings = ["run", "peak", "without libraries", "peak, of `sft`", "without libraries, of `sft`", "parameters"]
+    machine = found["machine"]
+    note = (
+        f"SmolLM2-135M, {found['precision']}, LoRA, micro-batches of {found['batch_tokens']:,} tokens, answers of "
+        f"{found['answer_tokens']} tokens, {machine['cores']} cores of {machine['cpu']}. MiB of resident memory, freed "
+        "memory given back at once; without libraries is less what the process held before anything was loaded. Parameters "
+        "are those of the run's own model."
+    )
+    return f"{table(headings, rows)}\n\n{note}"

@@ -64,6 +64,20 @@ def methods(page: Path, words: list[str]) -> str:
     return table(["slot", "name", "what it does", "`auto`"], rows)
 
 
+def overview(page: Path, words: list[str]) -> str:
+    """One row for each slot, with its methods and presets by name, and one for the data formats."""
+    rows = []
+    catalog = own_catalog()
+    for slot in SLOTS:
+        order = sorted(catalog.slot(slot).items(), key=lambda item: (-item[1].value.priority, item[0]))
+        names = [link(page, page_of(name), f"`{name}`") for name, _ in order]
+        presets = [link(page, preset_page(slot, name), f"`{name}`") for name in sorted(catalog.presets.get(slot, {}))]
+        rows.append([slot, SLOT_MEANING[slot], ", ".join(names + presets)])
+    formats = link(page, ROOT / "docs" / "data" / "formats.md", f"{len(catalog.formats)} formats")
+    rows.append(["data", "what the rows look like; found by their columns", formats])
+    return table(["slot", "what it decides", "built in"], rows)
+
+
 def preset_page(slot: str, name: str) -> Path:
     """The page of a method on which a preset is described: the one that has its `preset SLOT NAME` block."""
     marker = f"<!-- preset:begin {slot} {name} -->"

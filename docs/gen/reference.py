@@ -58,7 +58,15 @@ def sections(cls: type, prefix: str = "", seen: set[type] | None = None) -> Iter
 
 
 # Where traits come from that no method provides, by how they begin.
-FROM = {"model.": "the model", "device.": "the machine", "engine.": "the launch", "batches.": "`data.packing`"}
+FROM = {
+    "model.": "the model",
+    "device.": "the machine",
+    "engine.": "the launch",
+    "batches.": "`data.packing`",
+    "rows.held_out": "`data.eval`",
+    "rows.evaluated": "`train.eval_every`",
+    "rows.all_learned": "`data.train_on: all`",
+}
 
 
 def traits(page: Path, words: list[str]) -> str:
@@ -68,7 +76,7 @@ def traits(page: Path, words: list[str]) -> str:
     for trait, meaning in TRAITS.items():
         who = ", ".join(f"`{name}`" for _, name in catalog.providers_of(trait))
         if not who:
-            who = FROM.get(trait.partition(".")[0] + ".", "")
+            who = FROM.get(trait) or FROM.get(trait.partition(".")[0] + ".", "")
         rows.append([f"`{trait}`", meaning, who])
     return table(["trait", "true when", "from"], rows)
 
@@ -106,10 +114,13 @@ RENDERERS: dict[str, Renderer] = {
     "format": data_pages.format_facts,
     "formats": methods.formats,
     "matrix": matrix.matrix,
+    "stages": matrix.stages,
     "measured": measured.measured,
     "methods": methods.methods,
     "options": methods.options,
     "output": excerpts.output,
+    "overview": methods.overview,
+    "ppo_memory": measured.ppo_memory,
     "preset": methods.preset,
     "requests": data_pages.requests,
     "roles": roles,

@@ -59,6 +59,26 @@ def watching(catalog: Catalog, watched: Watched) -> Catalog:
     return dataclasses.replace(catalog, methods={**catalog.methods, "stage": stages})
 
 
+def moving(catalog: Catalog, watched: Watched) -> Catalog:
+    """As `watching`, for stages that put more on the model (a reference, a value head): what it came with is compared."""
+
+    def wrap(offer: Offer[Any]) -> Offer[Any]:
+        def run(runtime: Any, config: Any) -> Mapping[str, float]:
+            import torch
+
+            before = {name: parameter.detach().clone() for name, parameter in runtime.model.named_parameters()}
+            watched.declared = {name for name, one in runtime.model.named_parameters() if one.requires_grad}
+            metrics: Mapping[str, float] = offer.value.run(runtime, config)
+            after = dict(runtime.model.named_parameters())
+            watched.changed = {name for name, old in before.items() if not torch.equal(old, after[name].detach())}
+            return metrics
+
+        return Offer(value=dataclasses.replace(offer.value, run=run), provider=offer.provider)
+
+    stages = {name: wrap(offer) for name, offer in catalog.slot("stage").items()}
+    return dataclasses.replace(catalog, methods={**catalog.methods, "stage": stages})
+
+
 @cache
 def installed() -> tuple[Catalog, Environment]:
     from luthier.registry.catalog import discover

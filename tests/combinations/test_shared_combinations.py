@@ -34,10 +34,10 @@ SMALL_BY_TYPE: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 300},
     "mixtral": SMALL | {"num_key_value_heads": 2, "num_local_experts": 4},
 }
-# Cases that wait for the stages and kernels of later issues; any other case that waits has lost its method.
+# Cases that wait for the kernels of later issues; any other case that waits has lost its method.
 MAY_WAIT = {
     "two-losses", "two-lora-kernels", "unsloth-missing", "flash-missing", "lora-gpt2", "fused-gpt2", "s2-on-mamba",
-    "s2-llama", "rm-needs-pairs", "dpo-needs-pairs", "ppo-needs-reward", "pissa-dpo-reference", "collects-all",
+    "s2-llama",
 }  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def test_every_misspelt_key_has_a_suggestion(prefix: str, name: str) -> None:
 
 def test_a_key_like_no_other_lists_those_that_there_are() -> None:
     fix = only(with_("model.zzzzzz", 1)).fix
-    assert fix == "known keys: name, revision, trust_remote_code"
+    assert fix == "known keys: name, adapters, revision, trust_remote_code"
 
 
 def test_a_misspelt_required_key_is_one_problem() -> None:

@@ -14,7 +14,7 @@ import pytest
 RUFF = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
 HEAVY = set(RUFF["lint"]["flake8-tidy-imports"]["banned-module-level-imports"])
 OURS = ("core", "registry", "plugins", "benchmarks")
-SHARED_BY_PLUGINS = ("luthier.plugins._peft", "luthier.plugins._bitsandbytes")
+SHARED_BY_PLUGINS = ("luthier.plugins._peft", "luthier.plugins._bitsandbytes", "luthier.plugins._trl")
 
 
 def imported(module: ast.AST, name: str, *, is_package: bool) -> Iterator[tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,14 @@ def test_prompts(tiny_tokenizer: Any, encode: Encode) -> None:
     assert list(got.pieces[0].ids) == tiny_tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert not any(got.pieces[0].trained)
     assert (got.dropped, got.value, got.turns) == ("", None, 0)
+    assert json.loads(got.beside) == {"messages": messages, "reference": "42"}
+
+
+def test_only_prompts_have_something_beside(tiny_tokenizer: Any, encode: Encode) -> None:
+    plain, other = encode(tiny_tokenizer, {"messages": PROMPT}, {"messages": PROMPT, "reference": [4, 2]}, kind="prompt")
+    assert json.loads(plain.beside) == {"messages": PROMPT}
+    assert json.loads(other.beside)["reference"] == [4, 2]
+    assert encode(tiny_tokenizer, {"messages": [*PROMPT, *answer("a")]}, kind="conversation")[0].beside == b""
 
 
 def test_what_the_report_shows(tiny_tokenizer: Any, encoder: Callable[..., Encoder]) -> None:

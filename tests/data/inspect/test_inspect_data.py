@@ -24,7 +24,7 @@ TURN = "<|{}|>"
 def write(tmp_path: Path, tiny_folder: Callable[..., Path]) -> Callable[..., Path]:
     """`write(rows, max_length=..., ...)`: a configuration over the tiny llama."""
 
-    def make(rows: list[Any], *, kind: str = "auto", stage: str = "sft", batch_tokens: int = 128, **data: Any) -> Path:
+    def make(rows: list[Any], *, kind: str = "auto", stage: Any = "sft", batch_tokens: int = 128, **data: Any) -> Path:
         source = tmp_path / "rows.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         config = {
@@ -68,6 +68,18 @@ def test_a_pair_has_both_answers_and_its_margin(write: Callable[..., Path]) -> N
     (row,) = luthier.inspect_data(write(rows, kind="conversation")).rows
     assert [sequence.name for sequence in row.sequences] == [""]
     assert row.sequences[0].runs[1].text.startswith("Hello")
+
+
+def test_a_prompt_has_its_reference(write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": "6 times 7?", "answer": "4<2>"}, {"prompt": "and 7 times 7?"}]
+    path = write(rows, stage={"use": "grpo", "reward": "json_valid"})
+    found = luthier.inspect_data(path, rows=2)
+    assert [row.reference for row in found.rows] == ["4<2>", None]
+    assert [row.sequences[0].trained for row in found.rows] == [0, 0]
+    assert main(["data", "inspect", str(path), "--html", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.count("reference  4<2>") == 1
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("reference: 4&lt;2&gt;") == page.count("reference: ") == 1
 
 
 def test_repeats_are_counted_and_begin_with_what_is_learned(write: Callable[..., Path]) -> None:

@@ -58,6 +58,10 @@ class Documents:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def rows(self) -> int:
+        return len(self)
+
     def __getitem__(self, index: int) -> Example:
         labels = self.ids[index].copy()
         labels[: len(labels) // 3] = -100

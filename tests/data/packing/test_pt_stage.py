@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from luthier.core.testing.surroundings import installed_catalog
+from luthier.plugins.pt import PtConfig
 from luthier.plugins.pt.stage import train
 
 
@@ -24,6 +25,10 @@ class Texts:
         self.ids = [random.randint(97, 123, size=length).astype(np.int64) for length in lengths]
 
     def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def rows(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Any:
@@ -47,24 +52,26 @@ def test_the_perplexity_of_held_out_texts(make_run: Callable[..., Any], packing:
     made = make_run("llama", stage="pt", packing=packing, rows=Texts((30, 12, 40, 8, 25, 19), 1), train={"epochs": 2})
     held_out = Texts((17, 33, 5, 21), 2)
     made.runtime.data.eval = held_out
-    metrics = train(made.runtime)
+    metrics = train(made.runtime, PtConfig())
     assert made.runtime.plan.step("stage").method == "pt"
     expected = perplexity(made.runtime.model.eval(), held_out)
     assert metrics["eval_perplexity"] == pytest.approx(expected, rel=1e-5)
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]), rel=1e-12)
     assert metrics["eval_tokens"] == sum(length - 1 for length in (17, 33, 5, 21))
+    (told,) = [event.values for event in made.events if event.kind == "evaluate"]
+    assert told["perplexity"] == metrics["eval_perplexity"]
     # Every token but the first of each text, in both epochs.
     assert metrics["trained_tokens"] == 2 * sum(length - 1 for length in (30, 12, 40, 8, 25, 19))
 
 
 def test_without_held_out_rows_there_is_no_perplexity(make_run: Callable[..., Any]) -> None:
-    metrics = train(make_run("llama", stage="pt", rows=Texts((30, 12, 40), 1), train={"max_steps": 1}).runtime)
+    metrics = train(make_run("llama", stage="pt", rows=Texts((30, 12, 40), 1), train={"max_steps": 1}).runtime, PtConfig())
     assert not [key for key in metrics if key.startswith("eval")]
 
 
 def test_the_start_says_how_full_the_batches_are(make_run: Callable[..., Any]) -> None:
     made = make_run("llama", stage="pt", rows=Texts((40, 24, 30, 34, 60), 1), train={"max_steps": 1})
-    train(made.runtime)
+    train(made.runtime, PtConfig())
     (start,) = [event.values for event in made.events if event.kind == "start"]
     assert start["padding"] == 0
     assert start["packing_efficiency"] in (64 / 64, 60 / 64)  # of the one batch of one step

@@ -68,8 +68,8 @@ def test_a_person_reads_how_much_and_what_is_in_use(capsys: pytest.CaptureFixtur
     held = entry("held", lambda folder: pytest.fail("it is there"), lambda text: None)
     assert main(["data", "clean"]) == 0
     shown = capsys.readouterr()
-    assert size < 1024
-    assert shown.out == f"1 tokenised source removed ({size} B) from {data_folder()}; 0 kept\n"
+    assert 1024 <= size < 1024**2
+    assert shown.out == f"1 tokenised source removed ({size / 1024:.1f} KiB) from {data_folder()}; 0 kept\n"
     assert shown.err == "in use, and left alone: held\n"
     assert held.store.ids.tolist() == [1, 2]
 

@@ -86,6 +86,37 @@ def test_prompts_have_nothing_to_learn_and_are_kept(given: Any, account: Any) ->
     assert (prepared.report.kept, prepared.report.trained_tokens) == (2, 0)
 
 
+def test_prompts_keep_what_answers_are_judged_by(given: Any, account: Any) -> None:
+    rows = [{"messages": say(f"q{number}"), "reference": f"r{number}"} for number in range(8)]
+    rows[3]["reference"] = {"value": 3, "unit": "ü"}
+    del rows[5]["reference"]
+    prepared = given("prompt", rows, eval=2)
+    account(prepared)
+    for part in (prepared.train, prepared.eval):
+        for row in range(part.rows):
+            said = part.beside(row)["messages"][-1]["content"]
+            number = int(said[1:])
+            expected = {3: '{"value": 3, "unit": "ü"}', 5: None}.get(number, f"r{number}")
+            assert part.reference(row) == expected
+    assert (prepared.train.rows, prepared.eval.rows) == (6, 2)
+    # No token of a reference counts: prompts of the same text are as long without one.
+    without = given("prompt", [{"messages": row["messages"]} for row in rows])
+    assert without.report.tokens == prepared.report.tokens + prepared.report.held_out_tokens
+    assert prepared.report.trained_tokens == 0
+
+
+def test_rows_that_differ_in_their_reference_are_no_copies(given: Any) -> None:
+    rows = [{"messages": say("q"), "reference": "a"}, {"messages": say("q"), "reference": "b"}, {"messages": say("q")}]
+    prepared = given("prompt", rows)
+    assert prepared.report.duplicates == 0
+    assert prepared.train.digest != given("prompt", rows[::-1]).train.digest
+
+
+def test_an_empty_prompt_is_refused_with_its_place(given: Any) -> None:
+    with pytest.raises(DataError, match=r"rows.jsonl:2, column messages\[0\].content: is an empty prompt"):
+        given("prompt", [{"messages": say("hi")}, {"messages": say(" ")}])
+
+
 def test_rows_of_another_kind(given: Any, run: Any, jsonl: Write, config: Config) -> None:
     given("text", [{"text": "one"}])
     path = jsonl([{"text": "one"}])

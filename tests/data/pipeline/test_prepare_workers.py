@@ -62,6 +62,8 @@ def test_the_same_bytes_whatever_the_number(
         shutil.rmtree(data_folder())
     assert found[0] == found[1] == found[2]
     assert sorted(found[0][0]) == [
+        "beside.npy",
+        "beside_ends.npy",
         "ends.npy",
         "ids.npy",
         "keys.npy",

@@ -50,6 +50,20 @@ def test_numpy_reads_the_files_by_itself(tmp_path: Path) -> None:
     assert np.load(tmp_path / "store" / "trained.npy", mmap_mode="r", allow_pickle=False).shape == (6,)
 
 
+def test_what_rows_have_beside_their_tokens(tmp_path: Path) -> None:
+    first = Chunk.of([1, 2, 3], bytes(3), [1, 2], [1, 2], [None, None], [b"", "ü".encode()])
+    second = Chunk.of([4], bytes(1), [1], [3], [None], [b"abc"])
+    for folder in (None, tmp_path / "files"):
+        store = make([first, second], folder)
+        assert [store.beside_of(row) for row in range(3)] == [b"", "ü".encode(), b"abc"]
+        assert store.beside_ends.tolist() == [0, 2, 5]
+    assert make([FIRST, SECOND]).beside_of(2) == b""
+    other = Chunk.of([4], bytes(1), [1], [3], [None], [b"abd"])
+    assert make([first, other]).digest != make([first, second]).digest
+    with pytest.raises(ValueError, match="2 rows, 1 of them"):
+        Chunk.of([1, 2], bytes(2), [1, 1], [1, 2], [None, None], [b"a"])
+
+
 def test_a_digest_is_over_the_content_and_not_over_the_chunks(tmp_path: Path) -> None:
     together = Chunk.of([5, 6, 7, 8, 9, 10], b"\0\1\1\0\0\1", [3, 1, 2], [11, 12, 2**64 - 1], [None, 1.0, 0.5])
     same = [make([FIRST, SECOND]), make([FIRST, SECOND], tmp_path / "files"), make([together])]
