@@ -24,8 +24,7 @@ Notice = Callable[[str], None]
 def begin_from(model: ModelReference, catalog: Catalog, notice: Notice = lambda text: None) -> None:
     """For a run that is about to train: `make_ready`; ModelError where its former run is not the planned one any more."""
     make_ready(model, catalog, notice)
-    if model.former is not None and model.former.how != "merge":
-        assert_unchanged(model)
+    assert_unchanged(model)
 
 
 def make_ready(model: ModelReference, catalog: Catalog, notice: Notice = lambda text: None) -> None:

@@ -13,6 +13,7 @@ from luthier.core.meter import ran_out_of_memory
 from luthier.core.plan import ModelReference, Plan
 from luthier.core.quantized import cast_plain_weights, quantized_options, settle, without_repeated_configuration
 from luthier.core.saving import quiet
+from luthier.core.scoring import SCORE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +63,12 @@ def load_model(plan: Plan, notice: Notice = lambda text: None) -> nn.Module:
         from luthier.core.score_head import install_head
 
         info = install_head(model, info, seed=plan.config.get("train", {}).get("seed", 0), notice=notice)
+    elif f"{SCORE}.weight" in info["unexpected_keys"]:
+        raise ModelError(
+            "this is a reward model: it has a head that scores in place of its language-model head",
+            where=plan.model.path,
+            fix="start from the model that the reward model was trained from",
+        )
     _check_weights(plan.model, info, notice)
     if "device_map" not in options:
         model.to(plan.device)

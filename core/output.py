@@ -241,7 +241,7 @@ class OutputFolder:
         return found[-1] if found else None
 
     def prune(self, keep: int, *, spare: str | None = None) -> list[Path]:
-        """Remove all but the `keep` newest checkpoints (at least one stays) and the one called `spare`; returns those."""
+        """Remove all but the `keep` newest checkpoints (one stays) and the one called `spare`; returns what is gone."""
         old = [folder for folder in self.checkpoints()[: -max(keep, 1)] if folder.name != spare]
         for folder in old:
             # Renamed first: a removal that is cut short must not look like a checkpoint.

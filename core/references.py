@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.core.errors import LuthierError
+from luthier.core.generation import evaluating
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,14 +69,9 @@ class ReferencePolicy:
         instead: dict[str, str | None] = {}
         if self.how != "precomputed":
             instead = {TRAINED: REFERENCE if self.how == "copied" else None}
-        was_training = self._model.training
         # The reference has no dropout, and nothing is recomputed for it.
-        self._model.eval()
-        try:
-            with active_adapters(self._model, **instead):
-                yield self._model
-        finally:
-            self._model.train(was_training)
+        with evaluating(self._model), active_adapters(self._model, **instead):
+            yield self._model
 
 
 def copy_adapter(model: Any, name: str) -> None:

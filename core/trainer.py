@@ -12,6 +12,7 @@ so that the split into micro-batches does not change the gradient
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class RunTrainerMixin:
     model_accepts_loss_kwargs: bool
     train_dataset: Any
     eval_dataset: Any
+    eval_schedule: BatchSchedule | None
 
     def __init__(
         self, *args: Any, runtime: Runtime, schedule: Schedule, best: BestSoFar | None = None, **kwargs: Any
@@ -179,6 +181,24 @@ class RunTrainerMixin:
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """Not counted: Trainer walks over every module of the model for it, at each micro-batch."""
         return 0
+
+    @contextmanager
+    def held_out_batches(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """The micro-batches of the held-out rows, each row once, on the device; within the block nothing trains.
+
+        The model comes back in the mode it was in, and no generator of the run has drawn.
+        """
+        assert self.eval_schedule is not None
+        collate: Any = self.data_collator  # type: ignore[attr-defined]
+        own = torch.Generator()
+        loader = DataLoader(self.eval_dataset, batch_sampler=self.eval_schedule, collate_fn=collate, generator=own)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), cache_setting(self.model, False), self.accelerator.autocast():  # type: ignore[attr-defined]
+                yield (self._prepare_inputs(batch) for batch in loader)  # type: ignore[attr-defined]
+        finally:
+            self.model.train(was_training)
 
     # ---- checkpoints
 
@@ -321,23 +341,10 @@ class RunTrainer(RunTrainerMixin, Trainer):
         return metrics
 
     def _held_out_loss(self) -> dict[str, float]:
-        assert self.eval_schedule is not None
-        model, was_training = self.model, self.model.training
-        loader = DataLoader(
-            self.eval_dataset,
-            batch_sampler=self.eval_schedule,
-            collate_fn=self.data_collator,
-            generator=torch.Generator(),
-        )
         total, tokens = 0.0, 0
-        model.eval()
-        try:
-            with torch.no_grad(), cache_setting(model, False), self.accelerator.autocast():
-                for batch in loader:
-                    tokens += int(supervised_tokens(batch["labels"]))
-                    inputs = self._prepare_inputs(batch)
-                    one = torch.ones((), device=self.args.device)
-                    total += float(self.compute_loss(model, inputs, num_items_in_batch=one))
-        finally:
-            model.train(was_training)
+        with self.held_out_batches() as batches:
+            for inputs in batches:
+                tokens += int(supervised_tokens(inputs["labels"]))
+                one = torch.ones((), device=self.args.device)
+                total += float(self.compute_loss(self.model, inputs, num_items_in_batch=one))
         return {"eval_loss": total / max(tokens, 1), "eval_tokens": tokens}

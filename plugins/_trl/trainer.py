@@ -18,17 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
 from luthier.core.errors import LuthierError
 from luthier.core.trainer import RunTrainerMixin
-from luthier.core.trainer_settings import cache_setting
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from luthier.core.data import BatchSchedule
     from luthier.core.runtime import Runtime
     from luthier.plugins._trl.batches import RowBatches
 
@@ -83,7 +80,7 @@ class TrlMixin(RunTrainerMixin):
         # With a tokenizer, Trainer would change the model's special tokens when training begins.
         self.processing_class = self.callback_handler.processing_class = None
         self.train_dataset, self.eval_dataset = batches.train_rows, batches.eval_rows
-        self.eval_schedule: BatchSchedule | None = batches.held_out
+        self.eval_schedule = batches.held_out
         # `compute_loss` has done the division. 5.23 is told by the first line, older releases by the second.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
@@ -166,25 +163,12 @@ class TrlMixin(RunTrainerMixin):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """`eval_loss` and the means of `reported` over the held-out rows, each counted once. Leaves the model as it was."""
-        assert self.eval_schedule is not None
-        model, was_training = self.model, self.model.training
-        loader = DataLoader(
-            self.eval_dataset,
-            batch_sampler=self.eval_schedule,
-            collate_fn=self.data_collator,
-            generator=torch.Generator(),
-        )
         total, rows = 0.0, 0
-        model.eval()
-        try:
-            with torch.no_grad(), cache_setting(model, False), self.accelerator.autocast():
-                for batch in loader:
-                    inputs = self._prepare_inputs(batch)  # type: ignore[attr-defined]
-                    here = self.count_rows(inputs)
-                    total += float(self.compute_loss(model, inputs)) * here
-                    rows += here
-        finally:
-            model.train(was_training)
+        with self.held_out_batches() as batches:
+            for inputs in batches:
+                here = self.count_rows(inputs)
+                total += float(self.compute_loss(self.model, inputs)) * here
+                rows += here
         means = {f"eval_{name}": value for name, value in self.measured("eval").items()}
         metrics = {"eval_loss": total / rows, **means, "eval_rows": rows}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -10,7 +10,7 @@ from torch import nn
 
 from luthier.core.context import BuildContext
 from luthier.core.profile import ArchitectureProfile
-from luthier.core.saving import ADAPTER_WEIGHTS, misfit, read_weights
+from luthier.core.saving import ADAPTER_WEIGHTS, read_weights, require_keys
 from luthier.plugins._peft.lora_layout import planned_updates
 from luthier.plugins._peft.low_rank import adapt, lora_layers
 from luthier.plugins.lora import starts
@@ -53,15 +53,16 @@ def attach_lora(
 
 def _put_below(model: Any, name: str, folder: Path) -> None:
     """One of them. The base class's `add_adapter`: that of a model with a score head would have each file bring one."""
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     config: Any = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     PeftModel.add_adapter(model, name, config)
     path = folder / ADAPTER_WEIGHTS
-    extra = set_peft_model_state_dict(model, read_weights(path), adapter_name=name).unexpected_keys
-    if extra:
-        raise misfit(path, f"{len(extra)} of them are of another model ({extra[0]}, ...)")
+    weights = read_weights(path)
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    require_keys(set(weights), set(own), path)
+    set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def stack(model: Any, folders: Sequence[str]) -> None:

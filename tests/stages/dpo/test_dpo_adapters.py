@@ -11,6 +11,7 @@ from luthier.core.references import ReferencePolicy
 from luthier.core.testing.models import tiny_model
 from luthier.plugins._trl.scoring import TokenScorer
 from luthier.plugins.peft.tuners import TUNERS
+from tests.stages.running import shake
 
 # What a tuner needs on a model of 64 features.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -24,7 +25,7 @@ COPIED = [name for name, tuner in TUNERS.items() if tuner.kind != "prompt"]
 
 
 @pytest.mark.parametrize("tuner", COPIED)
-def test_every_tuner_that_adapts_weights_can_be_copied(bench: Any, shake: Any, logits: Any, tuner: str) -> None:
+def test_every_tuner_that_adapts_weights_can_be_copied(bench: Any, logits: Any, tuner: str) -> None:
     adapter = {"use": "peft", "tuner": tuner, "options": OPTIONS.get(tuner, {})}
     runtime = bench.attached(adapter=adapter, stage={"use": "dpo", "reference": "copied"})
     model: Any = runtime.model.eval()

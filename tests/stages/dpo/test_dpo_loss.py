@@ -15,6 +15,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from luthier.plugins._trl.batches import pair_batches
 from luthier.plugins.dpo.stage import DpoTrainer
+from tests.stages.running import shake
 
 # What is asked of us, and what TRL is asked for.
 LOSSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -89,7 +90,7 @@ def base(make_bench: Any) -> Any:
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_it_is_trls(base: Any, shake: Any, tmp_path: Path, name: str, kernel: str) -> None:
+def test_it_is_trls(base: Any, tmp_path: Path, name: str, kernel: str) -> None:
     ours, theirs = LOSSES[name]
     runtime = base[kernel]
     model, start = runtime.model, copy.deepcopy(runtime.model.state_dict())

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from luthier.core.references import ReferencePolicy
+from tests.stages.running import shake
 
 WAYS = ("disabled", "copied", "precomputed", "model")
 # Sections of the configuration, and the ways that there are for the adapter.
@@ -42,7 +43,7 @@ def restore(model: Any, state: dict[str, torch.Tensor]) -> None:
             model.get_parameter(name).copy_(value)
 
 
-def check(runtime: Any, how: Any, shake: Any, logits: Any) -> None:
+def check(runtime: Any, how: Any, logits: Any) -> None:
     """The reference is what the model computed when it was made; the model and what trains are as before."""
     model: Any = runtime.model
     expected, before = logits(model.eval()), trains(model)
@@ -63,18 +64,18 @@ def check(runtime: Any, how: Any, shake: Any, logits: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_way_is_the_model_as_it_was(bench: Any, shake: Any, logits: Any, case: str) -> None:
+def test_every_way_is_the_model_as_it_was(bench: Any, logits: Any, case: str) -> None:
     sections, ways = CASES[case]
     runtime = bench.attached(stage={"use": "dpo", "reference": "model"}, **sections)
     start = trained_state(runtime.model)
     for how in ways:
-        check(runtime, how, shake, logits)
+        check(runtime, how, logits)
         restore(runtime.model, start)
     if "copied" in ways:
         # A copy is of what was there then: after some training, too.
         shake(runtime.model, seed=8)
         runtime.model.delete_adapter("reference")
-        check(runtime, "copied", shake, logits)
+        check(runtime, "copied", logits)
 
 
 @pytest.mark.parametrize("how", ["disabled", "copied"])
@@ -90,7 +91,7 @@ def test_an_a_that_lora_fa_froze_stays_frozen(bench: Any, how: Any) -> None:
     assert trains(runtime.model) == trained
 
 
-def test_stacked_adapters_stay_on_in_the_reference(bench: Any, shake: Any, logits: Any) -> None:
+def test_stacked_adapters_stay_on_in_the_reference(bench: Any, logits: Any) -> None:
     """Base plus the adapters below: neither the base alone, nor what trains on top."""
     first = bench.run(output="first", train={"max_steps": 3})
     stacked = {"use": "lora", "rank": 4, "stack_on": [str(first.folder)]}
@@ -98,7 +99,7 @@ def test_stacked_adapters_stay_on_in_the_reference(bench: Any, shake: Any, logit
         runtime = bench.attached(output="second", adapter=stacked)
         plain = logits(bench.attached(output="third").model.eval())
         assert not torch.allclose(logits(runtime.model.eval()), plain, atol=1e-3), "the adapter below does nothing"
-        check(runtime, how, shake, logits)
+        check(runtime, how, logits)
 
 
 def test_dropout_is_off_in_the_reference(bench: Any, logits: Any) -> None:

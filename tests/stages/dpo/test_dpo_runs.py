@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import math
-import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
-from torch import Tensor
 
 from luthier.core.errors import Interrupted
+from tests.stages.running import goes_on_bit_for_bit, preferences, stopping
 
 STEPS = 6
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    (path,) = folder.glob("*model.safetensors")
-    return load_file(path)
-
-
-def test_it_learns_what_is_preferred(bench: Any, rows: Any) -> None:
+def test_it_learns_what_is_preferred(bench: Any) -> None:
     """Which of two answers is the better one stands in the prompt; margin and accuracy are of pairs that it never saw."""
     ran = bench.run(
-        rows=rows(96),
+        rows=preferences(96),
         data={"eval": 24},
         adapter={"use": "lora", "rank": 16},
         train={"max_steps": 30, "batch_tokens": 512, "eval_every": 10},
@@ -87,28 +79,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(bench: Any, adapter: Any, how: str) -
         "train": {"max_steps": STEPS, "accumulation": 2, "batch_tokens": 128},
         "stage": {"use": "dpo", "reference": how},
     }
-    straight = bench.run(output="straight", **sections)
-    stop = threading.Event()
-
-    def interrupt(event: Any) -> None:
-        if event.kind == "step" and event.values["step"] == STEPS // 2 - 1:
-            stop.set()
-
-    with pytest.raises(Interrupted):
-        bench.run(observer=interrupt, stop=stop, **sections)
-    resumed = bench.run(resume=True, **sections)
-    assert resumed.losses == straight.losses[STEPS // 2 :]
-    expected, found = weights(straight.folder), weights(resumed.folder)
-    assert set(expected) == set(found)
-    for name, value in expected.items():
-        assert value.equal(found[name]), f"{name} is another"
-    for name in ("eval_loss", "eval_margin", "train_loss", "tokens", "trained_tokens"):
-        assert resumed.results[name] == straight.results[name], name
+    goes_on_bit_for_bit(bench, half=STEPS // 2, **sections)
 
 
-def test_precomputing_tells_how_far_it_is_and_can_be_stopped(bench: Any, rows: Any) -> None:
+def test_precomputing_tells_how_far_it_is_and_can_be_stopped(bench: Any) -> None:
     sections: dict[str, Any] = {
-        "rows": rows(40),
+        "rows": preferences(40),
         "data": {"eval": 6},
         "stage": {"use": "dpo", "reference": "precomputed"},
         "train": {"max_steps": 2, "batch_tokens": 128},
@@ -119,14 +95,12 @@ def test_precomputing_tells_how_far_it_is_and_can_be_stopped(bench: Any, rows: A
     assert done == sorted(done)
     assert done[0] == 0
     assert done[-1] == told[-1]["of"] < 40, "only the rows of two steps, and the held-out ones, are needed"
-    stop = threading.Event()
 
-    def interrupt(event: Any) -> None:
-        if event.kind == "phase" and event.values.get("name") == "reference" and event.values["rows"]:
-            stop.set()
+    def midway(event: Any) -> bool:
+        return event.kind == "phase" and event.values.get("name") == "reference" and event.values["rows"]
 
     with pytest.raises(Interrupted, match="reference"):
-        bench.run(output="stopped", observer=interrupt, stop=stop, **sections)
+        bench.run(output="stopped", **stopping(midway), **sections)
 
 
 def test_the_plan_and_the_run_say_which_way_it_is(bench: Any) -> None:

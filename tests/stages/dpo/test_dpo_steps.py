@@ -14,6 +14,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 from luthier.plugins._trl.batches import pair_batches
 from luthier.plugins.dpo import DpoConfig
 from luthier.plugins.dpo.stage import DpoTrainer
+from tests.stages.running import preferences, shake
 
 SPLITS = ([[0, 1, 2, 3, 4, 5, 6, 7]], [[0, 1, 2, 3, 4], [5], [6, 7]], [[7], [0], [1, 2], [3, 4, 5, 6]])
 
@@ -44,7 +45,7 @@ def gradient(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("loss", [{"sigmoid": 1.0}, {"sigmoid": 1.0, "sft": 0.5}], ids=["sigmoid", "with-sft"])
-def test_the_split_into_micro_batches_does_not_matter(bench: Any, shake: Any, loss: dict[str, float]) -> None:
+def test_the_split_into_micro_batches_does_not_matter(bench: Any, loss: dict[str, float]) -> None:
     """Against the formula, in float64: the mean over all rows of the step, and for `sft` that over their chosen tokens."""
     runtime = bench.attached(adapter={"use": "lora", "rank": 4, "init": "pissa"})
     model: Any = runtime.model.double()
@@ -99,9 +100,9 @@ def test_tokens_of_both_answers_are_counted(bench: Any) -> None:
     assert start["padding"] == pytest.approx(1 - (chosen + rejected) / (2 * rejected))
 
 
-def test_a_pair_longer_than_a_batch_is_one_and_is_warned_about(bench: Any, rows: Any) -> None:
+def test_a_pair_longer_than_a_batch_is_one_and_is_warned_about(bench: Any) -> None:
     long = {"prompt": "a" * 40, "chosen": "b" * 30, "rejected": "c"}
-    ran = bench.run(rows=[*rows(6), long], train={"batch_tokens": 80})
+    ran = bench.run(rows=[*preferences(6), long], train={"batch_tokens": 80})
     assert any("1 batches of a single row are longer than train.batch_tokens (80)" in one.message for one in ran.events)
     assert ran.results["tokens"] > 0
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from luthier.core.caching import CACHE_VARIABLE, cache_folder
 from luthier.core.catalog import Catalog, Offer
+from tests.stages.running import write_rows
 
 ROWS = [
     {"instruction": f"Say the word number {index}.", "output": f"Here it is: word{index} and word{index + 1}."}
@@ -21,19 +21,14 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Merged models of one test are none of another's; all else in the cache is shared."""
-    import torch
-
     folder = tmp_path_factory.mktemp("cache")
     for name in ("models", "probe", "data"):
         (cache_folder() / name).mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to((cache_folder() / name).resolve())
     monkeypatch.setenv(CACHE_VARIABLE, str(folder))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield folder
-    torch.set_num_threads(before)
+    return folder
 
 
 @dataclasses.dataclass
@@ -51,11 +46,9 @@ class Chain:
 
     def config(self, output: str, model: Any = None, **sections: Any) -> dict[str, Any]:
         """Three steps of `sft` at a high rate, in float32."""
-        data = self.folder / "rows.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
         return {
             "model": str(self.base) if model is None else model,
-            "data": {"train": [str(data)], "max_length": 200},
+            "data": {"train": [write_rows(self.folder / "rows.jsonl", ROWS)], "max_length": 200},
             "stage": "sft",
             "adapter": {"use": "lora", "rank": 4},
             "patches": [],

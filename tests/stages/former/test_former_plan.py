@@ -12,6 +12,7 @@ import yaml
 
 from luthier.core.errors import ConfigError, LuthierError, ModelError
 from luthier.core.plan import Plan
+from tests.stages.running import different_weights, stopping
 
 
 def test_the_plan_names_run_base_way_and_reason(chain: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,24 +136,17 @@ def test_a_run_that_was_trained_anew_is_another_model(chain: Any, how: str) -> N
 @pytest.mark.parametrize("how", ["merge", "stack"])
 def test_a_run_is_resumed_on_what_it_began_with(chain: Any, ids: Any, how: str) -> None:
     """Stopped after a step and continued, it ends with the weights of a run that was never stopped."""
-    import threading
-
-    from safetensors.torch import load_file
-
     import luthier
     from luthier.core.errors import Interrupted
 
     sft = chain.sft()
     model = {"name": str(sft), "adapters": how}
     whole = chain.train("whole", model)
-    stop = threading.Event()
     plan = chain.plan("stopped", model)
     with pytest.raises(Interrupted):
-        luthier.train(plan, stop=stop, observers=[lambda event: stop.set() if event.kind == "step" else None])
+        luthier.train(plan, **stopping(1))
     luthier.train(chain.plan("stopped", model), resume=True)
-    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, chain.folder / "stopped"))
-    assert one.keys() == other.keys()
-    assert all((one[name] == other[name]).all() for name in one)
+    assert not different_weights(whole, chain.folder / "stopped")
 
 
 def test_the_model_card_names_the_chain(chain: Any) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,36 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.core.engine import execute
 from luthier.core.extensions import RunEvent
-from luthier.core.frozen import thaw
-from luthier.core.testing.contract import with_methods
-from luthier.core.testing.surroundings import installed_catalog, this_machine
+from tests.stages.running import Ran, Row, carry_out, with_body, write_rows
 
-Rows = Sequence[Mapping[str, Any]]
-PROMPTS: Rows = [
+PROMPTS: list[Row] = [
     {"prompt": f"say {word}"} for word in ("ash", "birch", "cedar", "elm", "fir", "a longer word", "oak", "pine")
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """For models this small a second thread only waits, long when other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@dataclasses.dataclass
-class Ran:
-    """What a run returned, and what its observers heard."""
-
-    results: dict[str, Any]
-    events: list[RunEvent]
-
-    def told(self, kind: str) -> list[dict[str, Any]]:
-        return [thaw(event.values) | {"message": event.message} for event in self.events if event.kind == kind]
 
 
 @pytest.fixture
@@ -56,29 +29,24 @@ def run(tmp_path: Path, tiny_folder: Callable[..., Path]) -> Any:
     def make(
         stage: dict[str, Any],
         *,
-        rows: Rows = PROMPTS,
+        rows: Sequence[Row] = PROMPTS,
         output: str = "run",
         model: Path | None = None,
         adapter: Any = "full",
         data: Mapping[str, Any] = {},
         lr: float = 1e-3,
-        events: list[RunEvent] | None = None,
         observers: tuple[Callable[[RunEvent], None], ...] = (),
         resume: bool = False,
         stop: threading.Event | None = None,
         body: Callable[[Any, Any], Mapping[str, float]] | None = None,
         **train: Any,
     ) -> Ran:
-        import luthier
-
         if model is None:
             default.extend([] if default else [tiny_folder("llama")])
             model = default[0]
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), encoding="utf-8")
         config = {
             "model": str(model),
-            "data": {"train": [str(path)], "max_length": 64, **data},
+            "data": {"train": [write_rows(tmp_path / "rows.jsonl", rows)], "max_length": 64, **data},
             "stage": {"use": "grpo", "num_generations": 4, "prompts_per_step": 2, "max_new_tokens": 8, **stage},
             "adapter": adapter,
             "optimizer": {"use": "adamw", "lr": lr, "schedule": "constant", "warmup": 0},
@@ -87,20 +55,8 @@ def run(tmp_path: Path, tiny_folder: Callable[..., Path]) -> Any:
             "train": {"batch_tokens": 512, "max_steps": 2, "log_every": 1, "seed": 1, **train},
             "output": str(tmp_path / output),
         }
-        catalog = installed_catalog()
-        if body is not None:
-            catalog = with_methods(catalog, dataclasses.replace(catalog.method("stage", config["stage"]["use"]), run=body))
-        heard: list[RunEvent] = [] if events is None else events
-        plan = luthier.plan(config, catalog=catalog)
-        results = execute(
-            plan,
-            catalog,
-            environment=this_machine(),
-            observers=(heard.append, *observers),
-            resume=resume,
-            stop=stop,
-        )
-        return Ran(results, heard)
+        catalog = with_body(config, body) if body is not None else None
+        return carry_out(config, catalog=catalog, observers=observers, resume=resume, stop=stop)
 
     return make
 
@@ -126,14 +82,14 @@ def inside(run: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def taught(tiny_folder: Callable[..., Path]) -> Callable[..., Path]:
     """`taught(prompts, answers, steps=...) -> Path`: a tiny llama that gives one of the answers to any of the prompts."""
     made: dict[str, Path] = {}
 
     def make(prompts: Sequence[str], answers: Sequence[str], *, steps: int = 150) -> Path:
         key = repr((prompts, answers, steps))
         if key not in made:
-            made[key] = tmp_path_factory.mktemp("taught")
+            made[key] = tiny_folder("llama")
             _teach(made[key], prompts, answers, steps)
         return made[key]
 
@@ -141,42 +97,25 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def _teach(folder: Path, prompts: Sequence[str], answers: Sequence[str], steps: int) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from luthier.core.testing.models import tiny_tokenizer
-
-    tokenizer = copy.deepcopy(tiny_tokenizer())
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-        rows = []
-        for prompt in prompts:
-            for text in answers:
-                said = [{"role": "user", "content": prompt}]
-                before = tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
-                whole = tokenizer.apply_chat_template([*said, {"role": "assistant", "content": text}])["input_ids"]
-                rows.append((whole, [-100] * len(before) + whole[len(before) :]))
-        width = max(len(ids) for ids, _ in rows)
-        pad = tokenizer.pad_token_id
-        ids = torch.tensor([one + [pad] * (width - len(one)) for one, _ in rows])
-        labels = torch.tensor([one + [-100] * (width - len(one)) for _, one in rows])
-        mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one, _ in rows])
-        for _ in range(steps):
-            model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    rows = []
+    for prompt in prompts:
+        for text in answers:
+            said = [{"role": "user", "content": prompt}]
+            before = tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
+            whole = tokenizer.apply_chat_template([*said, {"role": "assistant", "content": text}])["input_ids"]
+            rows.append((whole, [-100] * len(before) + whole[len(before) :]))
+    width = max(len(ids) for ids, _ in rows)
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([one + [pad] * (width - len(one)) for one, _ in rows])
+    labels = torch.tensor([one + [-100] * (width - len(one)) for _, one in rows])
+    mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one, _ in rows])
+    for _ in range(steps):
+        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -37,7 +37,7 @@ def test_tokens_are_those_of_prompts_and_answers(run: Any) -> None:
 
 
 def test_most_answers_do_not_end(run: Any) -> None:
-    warnings = [event["message"] for event in run({"reward": REWARD}).told("warning")]
+    warnings = run({"reward": REWARD}).said("warning")
     (said,) = [text for text in warnings if "did not end" in text]
     assert "of 8 answers did not end within max_new_tokens (8)" in said
 
@@ -68,7 +68,7 @@ def test_prompts_that_leave_no_room_are_left_out(run: Any, tiny_folder: Any) -> 
     model = tiny_folder("llama", max_position_embeddings=48)
     rows = [{"prompt": "ash"}, {"prompt": "a" * 45}, {"prompt": "elm"}]
     ran = run({"reward": REWARD, "max_new_tokens": 8}, model=model, rows=rows)
-    (said,) = [event["message"] for event in ran.told("warning") if "left out" in event["message"]]
+    (said,) = [text for text in ran.said("warning") if "left out" in text]
     assert said.startswith("1 of 3 prompts to train on left out")
     assert ran.told("start")[0]["rows"] == 2
     with pytest.raises(DataError, match="none of the 3 prompts"):

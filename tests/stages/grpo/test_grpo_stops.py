@@ -7,23 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from luthier.core.errors import Interrupted
 from luthier.core.extensions import RunEvent
 from luthier.core.rewards import RewardError
+from tests.stages.running import different_weights, stopping
 
 STAGE = {"reward": [{"use": "length", "max_tokens": 3}, {"use": "regex", "pattern": "[a-m]"}]}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture
@@ -53,7 +43,7 @@ def test_a_reward_that_fails_leaves_a_checkpoint(run: Any, failing: Any, tmp_pat
     straight = run({"reward": term}, output="straight", max_steps=4)
     events: list[RunEvent] = []
     with pytest.raises(RewardError, match=said) as caught:
-        run({"reward": term}, max_steps=4, observers=(breaks,), events=events)
+        run({"reward": term}, max_steps=4, observers=(breaks, events.append))
     assert f"step 2 of 4 is saved in {tmp_path / 'run' / 'checkpoint-2'}" in str(caught.value)
     assert caught.value.rows
     assert events[-1].kind == "error"
@@ -61,7 +51,7 @@ def test_a_reward_that_fails_leaves_a_checkpoint(run: Any, failing: Any, tmp_pat
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     broken.unlink()
     resumed = run({"reward": term}, max_steps=4, resume=True)
-    assert same(tmp_path / "run", tmp_path / "straight")
+    assert not different_weights(tmp_path / "run", tmp_path / "straight")
     assert resumed.results["tokens"] == straight.results["tokens"]
     assert resumed.results["train_loss"] == pytest.approx(straight.results["train_loss"], abs=1e-9)
 
@@ -91,7 +81,7 @@ def test_steps_that_were_not_reported_are_in_the_checkpoint_too(run: Any, failin
         run({"reward": term}, max_steps=6, log_every=3, observers=(breaks,))
     broken.unlink()
     resumed = run({"reward": term}, max_steps=6, log_every=3, resume=True)
-    assert same(tmp_path / "run", tmp_path / "straight")
+    assert not different_weights(tmp_path / "run", tmp_path / "straight")
     assert resumed.results["steps"] == straight.results["steps"] == 6
     assert resumed.results["tokens"] == straight.results["tokens"]
     assert resumed.results["train_loss"] == pytest.approx(straight.results["train_loss"], abs=1e-6)
@@ -99,17 +89,13 @@ def test_steps_that_were_not_reported_are_in_the_checkpoint_too(run: Any, failin
 
 def test_a_stop_while_held_out_prompts_are_answered(run: Any, tmp_path: Path) -> None:
     """After step 2 the held-out prompts are answered; that step must not be lost."""
-    stop, options = threading.Event(), {"max_steps": 3, "eval_every": 2, "data": {"eval": 2}}
-
-    def stops(event: RunEvent) -> None:
-        if event.kind == "step" and event.values["step"] == 2:
-            stop.set()
+    options = {"max_steps": 3, "eval_every": 2, "data": {"eval": 2}}
 
     run(STAGE, output="straight", **options)
     with pytest.raises(Interrupted, match="step 2 of 3 is saved in"):
-        run(STAGE, observers=(stops,), stop=stop, **options)
+        run(STAGE, **stopping(2), **options)
     run(STAGE, resume=True, **options)
-    assert same(tmp_path / "run", tmp_path / "straight")
+    assert not different_weights(tmp_path / "run", tmp_path / "straight")
 
 
 @pytest.mark.parametrize("stage", ["grpo", "rloo"])
@@ -117,17 +103,11 @@ def test_a_stop_between_two_rollouts_goes_on_with_the_same_answers(run: Any, tmp
     given = {**STAGE, "use": stage, "num_iterations": 3, "beta": 0.1}
     data = {"eval": 2}
     straight = run(given, output="straight", max_steps=5, data=data)
-    stop = threading.Event()
-
-    def stops(event: RunEvent) -> None:
-        if event.kind == "step" and event.values["step"] == 1:
-            stop.set()
-
     with pytest.raises(Interrupted):
-        run(given, max_steps=5, observers=(stops,), stop=stop, data=data)
+        run(given, max_steps=5, data=data, **stopping(1))
     assert (tmp_path / "run" / "checkpoint-2" / "rollout.safetensors").is_file()
     resumed = run(given, max_steps=5, resume=True, data=data)
-    assert same(tmp_path / "run", tmp_path / "straight")
+    assert not different_weights(tmp_path / "run", tmp_path / "straight")
     for name in ("eval_reward_before", "eval_reward"):
         assert resumed.results[name] == straight.results[name]
 
@@ -150,4 +130,4 @@ def test_a_stop_while_answers_are_generated(run: Any, tmp_path: Path, monkeypatc
         with pytest.raises(Interrupted, match=r"while answers were generated; step 2 of 3 is saved in"):
             run(given, max_steps=3, stop=stop)
     run(given, max_steps=3, resume=True)
-    assert same(tmp_path / "run", tmp_path / "straight")
+    assert not different_weights(tmp_path / "run", tmp_path / "straight")

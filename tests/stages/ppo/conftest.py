@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.stages.running import Heard, write_rows
+
 WORDS = ("ash", "birch", "cedar", "elm", "fir", "oak")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For models this small a second thread only waits, long when other tests run beside."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny(kind: str = "llama", *, dtype: Any = None, adapter: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
@@ -121,19 +111,16 @@ def made_of(roles: Any, *, rows: int = 5, minibatches: int = 1, batch_tokens: in
 
 
 @dataclass
-class RunOf:
-    """Whole runs on a tiny model through the front door."""
+class RunOf(Heard):
+    """Whole runs on a tiny model through the front door; what all of them told is kept."""
 
     folder: Path
     model: Path
-    said: list[tuple[str, str]] = field(default_factory=list)
-    events: list[Any] = field(default_factory=list)
 
     def config(self, *, stage: Mapping[str, Any] = {}, train: Mapping[str, Any] = {}, **changes: Any) -> dict[str, Any]:
         rows = self.folder / "prompts.jsonl"
         if not rows.exists():
-            lines = [{"prompt": f"say {word} {n}"} for n in range(4) for word in WORDS]
-            rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            write_rows(rows, [{"prompt": f"say {word} {n}"} for n in range(4) for word in WORDS])
         options = {
             "use": "ppo",
             "reward": [{"use": "length", "max_tokens": 4}],
@@ -154,28 +141,18 @@ class RunOf:
             "output": str(self.folder / "run"),
         } | changes
 
-    def __call__(self, *, resume: bool = False, stop: Any = None, watch: Any = None, **changes: Any) -> dict[str, Any]:
-        """all_results.json of a run; what it said and its events are kept."""
+    def __call__(self, *, resume: bool = False, stop: Any = None, observers: Any = (), **changes: Any) -> dict[str, Any]:
+        """all_results.json of a run."""
         import luthier
-
-        def listen(event: Any) -> None:
-            self.events.append(event)
-            if event.kind in ("notice", "warning"):
-                self.said.append((event.kind, event.message))
-            if watch is not None:
-                watch(event)
 
         extra = {"stop": stop} if stop is not None else {}
         config = luthier.load_config(self.config(**changes))
-        return luthier.train(config, observers=[listen], resume=resume, **extra)
-
-    def steps(self, kind: str = "step") -> list[dict[str, Any]]:
-        return [dict(event.values) for event in self.events if event.kind == kind]
+        return luthier.train(config, observers=[self.events.append, *observers], resume=resume, **extra)
 
 
 @pytest.fixture
 def run_of(tmp_path: Path, tiny_folder: Callable[..., Path]) -> RunOf:
-    return RunOf(tmp_path, tiny_folder("llama"))
+    return RunOf([], tmp_path, tiny_folder("llama"))
 
 
 @pytest.fixture

@@ -46,9 +46,9 @@ REFERENCES = {
 def test_a_short_run(name: str, run_of: Any) -> None:
     case = {"train": {"max_steps": 2}} | CASES[name]
     results = run_of(**case)
-    start = run_of.steps("start")[0]
+    start = run_of.told("start")[0]
     assert start["reference"] == REFERENCES.get(name, "disabled")
-    first, second = run_of.steps()
+    first, second = run_of.told("step")
     # At the start policy and reference are one; after an update they are not.
     loose = 0.05 if "bf16" in name or name == "mixed" else 2e-3
     assert first["kl"] == pytest.approx(0, abs=loose)

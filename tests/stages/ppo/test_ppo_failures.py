@@ -68,7 +68,7 @@ def test_answers_that_never_end_are_said_once_and_counted(run_of: Any, monkeypat
 
     monkeypatch.setattr(generation, "cut", lambda tokens, ends: generation.Answer(ids=list(tokens), finished=False))
     results = run_of(stage={"missing_eos_penalty": 2.0, "reward": {"use": "length", "max_tokens": 50}})
-    warnings = [text for kind, text in run_of.said if kind == "warning" and "ended within max_new_tokens" in text]
+    warnings = [text for text in run_of.said("warning") if "ended within max_new_tokens" in text]
     assert len(warnings) == 1
     assert results["endless_steps"] == 4
     assert results["finished"] == 0
@@ -101,7 +101,7 @@ def test_a_prompt_that_leaves_no_room_is_named(run_of: Any) -> None:
 
 def test_a_prompt_longer_than_a_batch_is_generated_by_itself_and_said(run_of: Any) -> None:
     run_of(train={"batch_tokens": 16, "max_steps": 1})
-    assert any("longer than train.batch_tokens" in text for kind, text in run_of.said if kind == "warning")
+    assert any("longer than train.batch_tokens" in text for text in run_of.said("warning"))
 
 
 def test_an_empty_prompt_is_refused_with_its_row(run_of: Any) -> None:
@@ -176,7 +176,7 @@ def test_noise_on_the_embeddings_is_refused_and_dropout_is_said_to_be_off(run_of
     with pytest.raises(PlanRefused, match=r"embeddings\.noise"):
         run_of(patches=["neftune"])
     run_of(adapter={"use": "lora", "rank": 4, "dropout": 0.25}, train={"max_steps": 1})
-    assert any("dropout (up to 0.25" in text for kind, text in run_of.said if kind == "notice")
+    assert any("dropout (up to 0.25" in text for text in run_of.said("notice"))
 
 
 def test_layerwise_optimizers_are_refused(run_of: Any) -> None:

@@ -43,7 +43,7 @@ def test_half_of_the_gap_within_sixty_updates(value_adapter: bool, run_of: Any) 
         optimizer={"use": "adamw", "lr": 0.01, "schedule": "constant", "warmup": 0},
         train={"max_steps": steps, "batch_tokens": 2048},
     )
-    told = run_of.steps()
+    told = run_of.told("step")
     start = told[0]["reward"]
     assert start < 0.3, "there is a gap"
     assert means(told[-5:], "reward") >= start + 0.5 * (1.0 - start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.core.errors import Interrupted, OutputError
+from tests.stages.running import stopping
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "shared": {},
@@ -44,15 +44,9 @@ def data_of(run_of: Any) -> dict[str, Any]:
 def test_stopped_in_the_second_of_four_steps(name: str, run_of: Any) -> None:
     options = OPTIONS[name] | {"data": data_of(run_of)}
     straight = run_of(output=str(run_of.folder / "straight"), **options)
-    stop = threading.Event()
-
-    def interrupt(event: Any) -> None:
-        if event.kind == "step" and event.values["step"] == 1:
-            stop.set()
-
     # While the answers of the second step were sampled: that step begins anew.
     with pytest.raises(Interrupted, match=r"after step 1 of 4.*checkpoint-1[\s\S]*--resume"):
-        run_of(stop=stop, watch=interrupt, **options)
+        run_of(**stopping(1), **options)
     torch.manual_seed(99)
     results = run_of(resume=True, **options)
     first, second = run_of.folder / "straight", run_of.folder / "run"

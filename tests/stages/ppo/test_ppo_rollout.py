@@ -76,7 +76,7 @@ def test_the_first_step_of_a_run_reports_no_kl(run_of: Any) -> None:
         train={"max_steps": 1},
         patches=["checkpointing"],
     )
-    (step,) = run_of.steps()
+    (step,) = run_of.told("step")
     assert abs(step["approximate_kl"]) < 1e-9
     assert step["clip_fraction"] == 0
     assert step["kl"] == pytest.approx(0, abs=1e-4)  # a new adapter is the reference

@@ -104,7 +104,7 @@ def test_scores_are_those_of_a_model_of_its_own(theirs: Any, ours: Any, reward_r
         adapter=ours,
         stage={"reward": [{"use": "length", "max_tokens": 4}, {"use": "run", "path": str(folder), "share": True}]},
     )
-    assert any("on the policy's own base model" in text for kind, text in run_of.said if kind == "notice")
+    assert any("on the policy's own base model" in text for text in run_of.said("notice"))
     assert "reward" in ppo.roles.model.peft_config
     assert len(rollouts) == 2
     for answers, found in rollouts:
@@ -167,7 +167,7 @@ def test_adapters_below_belong_to_policy_and_reference_and_not_to_the_reward(rew
     _, rollouts = spied(
         run_of, adapter=standing, stage={"reward": {"use": "run", "path": str(reward), "share": True}, "value_adapter": True}
     )
-    first = run_of.steps()[-2]
+    first = run_of.told("step")[-2]
     assert first["kl"] == pytest.approx(0, abs=1e-4), "the reference stands on it as well"
     for answers, found in rollouts:
         assert found.terms["run"] == pytest.approx(alone(reward, run_of.model, answers), abs=1e-4)
@@ -195,7 +195,7 @@ def test_another_base_is_an_error_or_a_second_model(reward_run: Any, run_of: Any
     assert not any(event.message.startswith("loading") for event in run_of.events), "said before the model is loaded"
     shutil.rmtree(run_of.folder / "run", ignore_errors=True)
     run_of(stage={"reward": {"use": "run", "path": str(folder)}}, train={"max_steps": 1})
-    assert any("loaded as a second model, because one sits on" in text for kind, text in run_of.said if kind == "notice")
+    assert any("loaded as a second model, because one sits on" in text for text in run_of.said("notice"))
 
 
 def test_a_policy_that_changes_the_base_gets_a_second_model(reward_run: Any, run_of: Any) -> None:
@@ -205,7 +205,7 @@ def test_a_policy_that_changes_the_base_gets_a_second_model(reward_run: Any, run
         run_of(stage={"reward": {"use": "run", "path": str(folder), "share": True}}, **options)
     shutil.rmtree(run_of.folder / "run", ignore_errors=True)
     run_of(stage={"reward": {"use": "run", "path": str(folder)}}, **options)
-    assert any("second model" in text for kind, text in run_of.said if kind == "notice")
+    assert any("second model" in text for text in run_of.said("notice"))
 
 
 def test_a_run_that_trained_no_reward_is_refused(run_of: Any) -> None:

@@ -18,6 +18,8 @@ from trl.trainer.kto_trainer import KTOTrainer as PlainTrainer
 from luthier.plugins.kto import KtoConfig
 from luthier.plugins.kto.rated import rated_batches
 from luthier.plugins.kto.stage import KtoTrainer
+from tests.stages.preferences.conftest import step_loss
+from tests.stages.running import rated
 
 ROWS = 8
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -52,14 +54,6 @@ def towards_the_answers(trainer: Any) -> None:
         optimizer.zero_grad()
 
 
-def step_loss(trainer: Any, batches: list[list[int]]) -> float:
-    """The loss of an optimizer step over these micro-batches of rows."""
-    loaded = [trainer.data_collator([trainer.train_dataset[row] for row in batch]) for batch in batches]
-    found, items = trainer.get_batch_samples(iter(loaded), len(loaded), torch.device("cpu"))
-    trainer.model.train()
-    return sum(float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=items)) for batch in found)
-
-
 def plain_loss(policy: Any, reference: Any, tokenizer: Any, rows: list[Any], folder: Path, options: Any) -> Any:
     """(TRL's loss, its metrics), of rows as its own data collator makes a batch of them."""
     arguments = KTOConfig(
@@ -86,9 +80,9 @@ def plain_loss(policy: Any, reference: Any, tokenizer: Any, rows: list[Any], fol
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_trls(name: str, bench_of: Any, ratings: Any, tmp_path: Path) -> None:
+def test_it_is_trls(name: str, bench_of: Any, tmp_path: Path) -> None:
     ours, theirs = CASES[name]
-    runtime = bench_of("kto").attached(rows=ratings(8), stage={"use": "kto", "reference": "model"})
+    runtime = bench_of("kto").attached(adapter="full", rows=rated(8), stage={"use": "kto", "reference": "model"})
     trainer = trainer_of(runtime, **ours)
     towards_the_answers(trainer)
     loss = step_loss(trainer, [list(range(ROWS))])
@@ -107,9 +101,9 @@ def test_it_is_trls(name: str, bench_of: Any, ratings: Any, tmp_path: Path) -> N
     assert told["margin"] == pytest.approx(metrics["rewards/margins"], rel=1e-3, abs=1e-5)
 
 
-def test_how_a_step_is_split_does_not_matter(bench_of: Any, ratings: Any) -> None:
+def test_how_a_step_is_split_does_not_matter(bench_of: Any) -> None:
     """One estimate for all rows of the step, and every row weighs the same; also where a micro-batch has one kind alone."""
-    runtime = bench_of("kto").attached(rows=ratings(8), stage={"use": "kto", "reference": "model"})
+    runtime = bench_of("kto").attached(adapter="full", rows=rated(8), stage={"use": "kto", "reference": "model"})
     trainer = trainer_of(runtime, desirable_weight=1.3)
     towards_the_answers(trainer)
     good = [row for row in range(ROWS) if trainer.train_dataset.good[row]]
@@ -135,9 +129,11 @@ def log_ratio(policy: Any, reference: Any, prompt: list[int], answer: list[int])
     return found[0] - found[1]
 
 
-def test_the_divergence_by_definition(bench_of: Any, ratings: Any) -> None:
+def test_the_divergence_by_definition(bench_of: Any) -> None:
     """The mean log-ratio of the answers under each other's prompts, over a step's rows and over all held-out ones."""
-    runtime = bench_of("kto").attached(rows=ratings(16), data={"eval": 6}, stage={"use": "kto", "reference": "model"})
+    runtime = bench_of("kto").attached(
+        adapter="full", rows=rated(16), data={"eval": 6}, stage={"use": "kto", "reference": "model"}
+    )
     trainer = trainer_of(runtime)
     reference = copy.deepcopy(runtime.model).double().eval()  # type: ignore[union-attr]
     towards_the_answers(trainer)
@@ -161,9 +157,9 @@ def test_the_divergence_by_definition(bench_of: Any, ratings: Any) -> None:
     assert metrics["eval_accuracy"] == pytest.approx(np.mean(right))
 
 
-def test_mismatched_answers(bench_of: Any, ratings: Any) -> None:
+def test_mismatched_answers(bench_of: Any) -> None:
     """Each prompt gets the answer of the row before it; a row alone that of its neighbour in the data."""
-    runtime = bench_of("kto").attached(rows=ratings(8))
+    runtime = bench_of("kto").attached(adapter="full", rows=rated(8))
     rows = rated_batches(runtime).train_rows
     pieces = {row: parts(rows[row]["example"]) for row in range(ROWS)}
     for numbers, answers in (([2, 6, 3], [3, 2, 6]), ([4], [3]), ([0], [len(rows) - 1])):

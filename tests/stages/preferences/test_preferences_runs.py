@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
-from torch import Tensor
 
-from luthier.core.errors import DataError, Interrupted, PlanRefused
+from luthier.core.errors import DataError, PlanRefused
+from tests.stages.running import goes_on_bit_for_bit, preferences, rated
 
 STAGES = ("cpo", "simpo", "orpo", "kto")
 STEPS = 6
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    (path,) = folder.glob("*model.safetensors")
-    return load_file(path)
-
-
-@pytest.fixture
-def rows_of(pairs: Any, ratings: Any) -> Any:
-    """`rows_of("kto", 8)`: rows of the kind that a stage learns from."""
-    return lambda stage, count, seed=0: (ratings if stage == "kto" else pairs)(count, seed)
+def rows_of(stage: str, count: int) -> list[dict[str, Any]]:
+    """Rows of the kind that a stage learns from."""
+    return (rated if stage == "kto" else preferences)(count)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_it_learns_what_is_preferred(stage: str, bench_of: Any, rows_of: Any) -> None:
+def test_it_learns_what_is_preferred(stage: str, bench_of: Any) -> None:
     """Which of two answers is the better one stands in the prompt; margin and accuracy are of rows that it never saw."""
     ran = bench_of(stage).run(
         rows=rows_of(stage, 96),
@@ -62,9 +53,8 @@ def test_it_learns_what_is_preferred(stage: str, bench_of: Any, rows_of: Any) ->
     ],
     ids=["cpo", "simpo", "orpo", "disabled", "copied", "precomputed", "model"],
 )
-def test_a_stopped_run_goes_on_bit_for_bit(stage: str, options: Any, adapter: Any, bench_of: Any, rows_of: Any) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(stage: str, options: Any, adapter: Any, bench_of: Any) -> None:
     """Also the reference of the second half, and the estimate of the divergence, are those of the first."""
-    bench = bench_of(stage)
     sections: dict[str, Any] = {
         "rows": rows_of(stage, 16),
         "adapter": adapter,
@@ -72,23 +62,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(stage: str, options: Any, adapter: An
         "train": {"max_steps": STEPS, "accumulation": 2, "batch_tokens": 128},
         "stage": {"use": stage, **options},
     }
-    straight = bench.run(output="straight", **sections)
-    stop = threading.Event()
-
-    def interrupt(event: Any) -> None:
-        if event.kind == "step" and event.values["step"] == STEPS // 2 - 1:
-            stop.set()
-
-    with pytest.raises(Interrupted):
-        bench.run(observer=interrupt, stop=stop, **sections)
-    resumed = bench.run(resume=True, **sections)
-    assert resumed.losses == straight.losses[STEPS // 2 :]
-    expected, found = weights(straight.folder), weights(resumed.folder)
-    assert set(expected) == set(found)
-    for name, value in expected.items():
-        assert value.equal(found[name]), f"{name} is another"
-    for name in ("eval_loss", "eval_margin", "train_loss", "tokens", "trained_tokens"):
-        assert resumed.results[name] == straight.results[name], name
+    goes_on_bit_for_bit(bench_of(stage), half=STEPS // 2, **sections)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +73,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(stage: str, options: Any, adapter: An
     ],
     ids=["lora", "full"],
 )
-def test_every_way_of_the_reference_gives_the_same_run(adapter: Any, ways: Any, bench_of: Any, rows_of: Any) -> None:
+def test_every_way_of_the_reference_gives_the_same_run(adapter: Any, ways: Any, bench_of: Any) -> None:
     """Over two epochs, whose steps pair prompts with other answers each time."""
     bench, rows = bench_of("kto"), rows_of("kto", 12)
     runs = {
@@ -130,43 +104,43 @@ def test_the_plan_says_what_is_experimental(bench_of: Any) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_rows_of_another_kind_are_refused(stage: str, bench_of: Any, rows_of: Any) -> None:
+def test_rows_of_another_kind_are_refused(stage: str, bench_of: Any) -> None:
     rows = rows_of("cpo" if stage == "kto" else "kto", 6)
     with pytest.raises(PlanRefused, match="unpaired rows" if stage == "kto" else "preference rows"):
         bench_of(stage).run(rows=rows)
 
 
 @pytest.mark.parametrize(("kept", "word"), [(True, "good"), (False, "bad")])
-def test_ratings_that_are_all_the_same_are_refused(kept: bool, word: str, bench_of: Any, ratings: Any) -> None:
-    rows = [row for row in ratings(12) if row["label"] is kept]
+def test_ratings_that_are_all_the_same_are_refused(kept: bool, word: str, bench_of: Any) -> None:
+    rows = [row for row in rated(12) if row["label"] is kept]
     with pytest.raises(DataError, match=f"all {len(rows)} rows to train on are rated {word}") as caught:
         bench_of("kto").run(rows=rows)
     assert caught.value.where == "data.train"
     assert caught.value.fix
 
 
-def test_weights_that_leave_one_kind_far_behind_are_told(bench_of: Any, ratings: Any) -> None:
+def test_weights_that_leave_one_kind_far_behind_are_told(bench_of: Any) -> None:
     """12 good and 4 bad rows weigh 3 to 1; with a third of the weight for the good ones they weigh the same."""
-    rows = ratings(12)
+    rows = rated(12)
     rows = [row for row in rows if row["label"]] + [row for row in rows if not row["label"]][:4]
     bench = bench_of("kto")
     ran = bench.run(rows=rows, train={"max_steps": 1})
-    (warning,) = [event.message for event in ran.events if event.kind == "warning" and "weighted" in event.message]
+    (warning,) = [text for text in ran.said("warning") if "weighted" in text]
     assert "12 good and 4 bad rows" in warning
     assert "3 to 1" in warning
     assert "desirable_weight: 0.333" in warning
     ran = bench.run(rows=rows, output="even", train={"max_steps": 1}, stage={"use": "kto", "desirable_weight": 1 / 3})
-    assert not [event for event in ran.events if event.kind == "warning" and "weighted" in event.message]
+    assert not [text for text in ran.said("warning") if "weighted" in text]
 
 
-def test_mismatched_answers_that_are_cut_are_told_once(bench_of: Any, ratings: Any) -> None:
+def test_mismatched_answers_that_are_cut_are_told_once(bench_of: Any) -> None:
     """A long prompt with another row's long answer goes beyond `max_length`, which neither row does."""
     long = [
         {"prompt": "a" * 60, "completion": "b", "label": True},
         {"prompt": "c", "completion": "d" * 60, "label": False},
     ]
     ran = bench_of("kto").run(rows=long * 2, data={"max_length": 90}, train={"epochs": 2, "batch_tokens": 512})
-    told = [event.message for event in ran.events if event.kind == "notice" and "lose its end" in event.message]
+    told = [text for text in ran.said("notice") if "lose its end" in text]
     assert len(told) == 1
     assert "data.max_length (90)" in told[0]
 

@@ -13,6 +13,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.plugins._trl.experimental import experimental
+from tests.stages.preferences.conftest import step_loss
+from tests.stages.running import preferences, shake
 
 with experimental():
     from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -95,25 +97,17 @@ def our_trainer(runtime: Any) -> Any:
     return made[0]
 
 
-def ready(bench: Any, stage: str, options: dict[str, Any], shake: Any, **sections: Any) -> tuple[Any, Any]:
+def ready(bench: Any, stage: str, options: dict[str, Any], **sections: Any) -> tuple[Any, Any]:
     """(the runtime, its trainer), every parameter trained and moved."""
-    runtime = bench.attached(stage={"use": stage, **options}, **sections)
+    runtime = bench.attached(adapter="full", stage={"use": stage, **options}, **sections)
     shake(runtime.model)
     return runtime, our_trainer(runtime)
 
 
-def step_loss(trainer: Any, batches: list[list[int]]) -> float:
-    """The loss of an optimizer step over these micro-batches of rows."""
-    loaded = [trainer.data_collator([trainer.train_dataset[row] for row in batch]) for batch in batches]
-    found, items = trainer.get_batch_samples(iter(loaded), len(loaded), torch.device("cpu"))
-    trainer.model.train()
-    return sum(float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=items)) for batch in found)
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_trls(name: str, bench_of: Any, shake: Any, tmp_path: Path) -> None:
+def test_it_is_trls(name: str, bench_of: Any, tmp_path: Path) -> None:
     stage, ours, theirs = CASES[name]
-    runtime, trainer = ready(bench_of(stage), stage, ours, shake)
+    runtime, trainer = ready(bench_of(stage), stage, ours)
     folder = runtime.plan.model.path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.load_state_dict(runtime.model.state_dict())
@@ -133,10 +127,10 @@ def test_it_is_trls(name: str, bench_of: Any, shake: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["cpo", "simpo with likelihood", "orpo"])
-def test_how_a_step_is_split_does_not_matter(name: str, bench_of: Any, shake: Any) -> None:
+def test_how_a_step_is_split_does_not_matter(name: str, bench_of: Any) -> None:
     """Rows and tokens weigh the same in one micro-batch, and in three of unequal size."""
     stage, ours, _ = CASES[name]
-    _, trainer = ready(bench_of(stage), stage, ours, shake)
+    _, trainer = ready(bench_of(stage), stage, ours)
     whole = step_loss(trainer, [list(range(ROWS))])
     assert step_loss(trainer, [[0, 1, 2, 3, 4], [5], [6, 7]]) == pytest.approx(whole, rel=1e-6)
     # That it can fail: the mean of the micro-batches' own means is another number.
@@ -145,11 +139,11 @@ def test_how_a_step_is_split_does_not_matter(name: str, bench_of: Any, shake: An
 
 
 @pytest.mark.parametrize("stage", ["cpo", "simpo", "orpo"])
-def test_held_out_rows_are_measured_as_one_batch(stage: str, bench_of: Any, pairs: Any, shake: Any) -> None:
+def test_held_out_rows_are_measured_as_one_batch(stage: str, bench_of: Any) -> None:
     """Whatever the batches: the loss of all held-out rows together, in evaluation mode."""
-    rows = pairs(24)
+    rows = preferences(24)
     options = {} if stage != "simpo" else {"likelihood": 1}
-    _, trainer = ready(bench_of(stage), stage, options, shake, rows=rows, data={"eval": 7}, train={"batch_tokens": 128})
+    _, trainer = ready(bench_of(stage), stage, options, rows=rows, data={"eval": 7}, train={"batch_tokens": 128})
     assert len(trainer.eval_schedule) > 1
     metrics = trainer.evaluate()
     assert metrics["eval_rows"] == 7
@@ -158,10 +152,10 @@ def test_held_out_rows_are_measured_as_one_batch(stage: str, bench_of: Any, pair
     assert metrics["eval_nll"] == pytest.approx(trainer.measured("train")["nll"], rel=1e-6)
 
 
-def test_the_prompt_is_learned_or_not(bench_of: Any, shake: Any) -> None:
+def test_the_prompt_is_learned_or_not(bench_of: Any) -> None:
     """By definition: the mean over the chosen sequences' tokens, in float64, of prompt and answer, or of the answer."""
     for learn_prompt in (True, False):
-        runtime, trainer = ready(bench_of("orpo"), "orpo", {"learn_prompt": learn_prompt}, shake)
+        runtime, trainer = ready(bench_of("orpo"), "orpo", {"learn_prompt": learn_prompt})
         step_loss(trainer, [[0, 1, 2]])
         told = trainer.measured("train")["nll"]
         total, count = 0.0, 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,30 +12,18 @@ import torch
 
 from luthier.core.calling import call
 from luthier.core.config.validate import parse_options
-from luthier.core.engine import execute
-from luthier.core.extensions import RunEvent
-from luthier.core.frozen import FrozenDict, freeze, thaw
+from luthier.core.frozen import FrozenDict, freeze
 from luthier.core.loading import load_model
 from luthier.core.plan import ModelReference, Plan
 from luthier.core.profile import ArchitectureProfile
-from luthier.core.runtime import Runtime
 from luthier.core.score_head import pad_with
 from luthier.core.scoring import profile_for
-from luthier.core.testing.contract import build_context, precision, with_methods
+from luthier.core.testing.contract import build_context, precision
 from luthier.core.testing.models import TinyModel, tiny_tokenizer
-from luthier.core.testing.surroundings import installed, installed_catalog, this_machine
+from luthier.core.testing.surroundings import installed, installed_catalog
+from tests.stages.running import WORDS, write_rows
 
 Load = Callable[..., Any]
-WORDS = ["ash", "birch", "cedar", "elm", "fir", "larch", "maple", "oak", "pine", "rowan", "willow", "yew"]
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Any:
-    """For models this small a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def score_profile(tiny: TinyModel) -> ArchitectureProfile:
@@ -103,23 +89,15 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def rows_file(tmp_path: Path) -> Callable[..., Path]:
-    """`rows_file(rows) -> Path` of a JSONL file."""
-
-    def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return path
-
-    return write
-
-
-@pytest.fixture
-def rm_config(tmp_path: Path, rows_file: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
+def rm_config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """`rm_config(folder, rows, **sections)`: the configuration of a small reward model run into tmp_path/run."""
 
     def make(folder: Path, rows: list[dict[str, Any]] | None = None, **sections: Any) -> dict[str, Any]:
-        data = {"train": [str(rows_file(rows if rows is not None else pairs(24)))], "max_length": 128, "eval": 0.25}
+        data = {
+            "train": [write_rows(tmp_path / "rows.jsonl", pairs(24) if rows is None else rows)],
+            "max_length": 128,
+            "eval": 0.25,
+        }
         return {
             "model": str(folder),
             "data": data | sections.pop("data", {}),
@@ -133,54 +111,3 @@ def rm_config(tmp_path: Path, rows_file: Callable[..., Path]) -> Callable[..., d
         }
 
     return make
-
-
-@dataclasses.dataclass
-class Ran:
-    """A finished run: its plan, its results, what observers heard, and its folder."""
-
-    plan: Plan
-    results: dict[str, Any]
-    events: list[RunEvent]
-    folder: Path
-
-    def told(self, kind: str) -> list[dict[str, Any]]:
-        return [thaw(event.values) for event in self.events if event.kind == kind]
-
-    @property
-    def notices(self) -> list[str]:
-        return [event.message for event in self.events if event.kind == "notice"]
-
-
-@pytest.fixture
-def run() -> Callable[..., Ran]:
-    """`run(config, resume=False, stop=None, observer=None)`: plan it, and carry it out."""
-
-    def carried_out(config: dict[str, Any], *, resume: bool = False, stop: Any = None, observer: Any = None) -> Ran:
-        catalog, machine = installed_catalog(), this_machine()
-        events: list[RunEvent] = []
-        observers = (events.append, *([observer] if observer else []))
-        plan = installed().plan(config, catalog, machine)
-        results = execute(plan, catalog, environment=machine, observers=observers, resume=resume, stop=stop)
-        return Ran(plan, results, events, Path(config["output"]))
-
-    return carried_out
-
-
-@pytest.fixture
-def runtime_of() -> Callable[[dict[str, Any]], Runtime]:
-    """`runtime_of(config)`: as the stage gets it, model loaded and adapted, rows tokenised."""
-
-    def held(config: dict[str, Any]) -> Runtime:
-        found: list[Runtime] = []
-
-        def hold(runtime: Runtime, options: Any) -> dict[str, float]:
-            found.append(runtime)
-            return {}
-
-        stage: Any = dataclasses.replace(installed_catalog().method("stage", "rm"), run=hold)
-        catalog, machine = with_methods(installed_catalog(), stage), this_machine()
-        execute(installed().plan(config, catalog, machine), catalog, environment=machine, overwrite=True)
-        return found[0]
-
-    return held

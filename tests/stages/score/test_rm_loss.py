@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from luthier.core.testing.models import tiny_model
 from luthier.plugins._trl.batches import pair_batches
 from luthier.plugins.rm import RmConfig
 from luthier.plugins.rm.stage import RmTrainer, longer_is_better, up_to_the_end
+from tests.stages.running import held
 from tests.stages.score.conftest import pairs
 
-Runtimes = Callable[[dict[str, Any]], Any]
 OPTIONS: dict[str, tuple[RmConfig, dict[str, Any]]] = {
     "plain": (RmConfig(), {}),
     "centred": (RmConfig(centering=0.3), {"center_rewards_coefficient": 0.3}),
@@ -49,13 +48,11 @@ def trls_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]], folder: Pa
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("with_margins", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_it_is_trls(
-    name: str, with_margins: bool, kernel: str, rm_config: Any, runtime_of: Runtimes, tmp_path: Path
-) -> None:
+def test_it_is_trls(name: str, with_margins: bool, kernel: str, rm_config: Any, tmp_path: Path) -> None:
     ours, theirs = OPTIONS[name]
     folder = tiny_model("llama").folder
     data = margins(pairs(8)) if with_margins else pairs(8)
-    runtime = runtime_of(rm_config(folder, data, data={"eval": 0}, adapter="full", attention=kernel))
+    runtime = held(rm_config(folder, data, data={"eval": 0}, adapter="full", attention=kernel))
     model = runtime.model
     torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(1))  # rewards that matter
     batches = pair_batches(runtime, margins=True)
@@ -75,10 +72,10 @@ def test_it_is_trls(
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_step_weighs_every_pair_the_same(rm_config: Any, runtime_of: Runtimes) -> None:
+def test_a_step_weighs_every_pair_the_same(rm_config: Any) -> None:
     """Against the formula, pair by pair without padding, however the step is split; some pairs have a margin."""
     data = [row | ({"margin": 0.5} if number % 2 else {}) for number, row in enumerate(pairs(8))]
-    runtime = runtime_of(rm_config(tiny_model("llama").folder, data, data={"eval": 0}))
+    runtime = held(rm_config(tiny_model("llama").folder, data, data={"eval": 0}))
     model = runtime.model
     measuring.shake(model)
     batches = pair_batches(runtime, margins=True)
@@ -114,8 +111,8 @@ def test_a_step_weighs_every_pair_the_same(rm_config: Any, runtime_of: Runtimes)
         torch.testing.assert_close(weights(), gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_margins_can_be_left_out(rm_config: Any, runtime_of: Runtimes) -> None:
-    runtime = runtime_of(rm_config(tiny_model("llama").folder, margins(pairs(8)), data={"eval": 0}))
+def test_margins_can_be_left_out(rm_config: Any) -> None:
+    runtime = held(rm_config(tiny_model("llama").folder, margins(pairs(8)), data={"eval": 0}))
     assert "margin" in pair_batches(runtime, margins=True).train_rows[0]
     assert "margin" not in pair_batches(runtime, margins=RmConfig(margins=False).margins).train_rows[0]
 

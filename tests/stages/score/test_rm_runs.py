@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
-from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import luthier
@@ -20,12 +17,11 @@ from luthier.core.plan import Plan
 from luthier.core.testing.models import tiny_model
 from luthier.core.testing.surroundings import installed_catalog
 from luthier.core.trained import run_tokenizer, trained_model
-from tests.stages.score.conftest import Ran, pairs
+from tests.stages.running import carry_out, different_weights, stopping
+from tests.stages.score.conftest import pairs
 
-Run = Callable[..., Ran]
 
-
-def test_it_learns_what_is_preferred(rm_config: Any, run: Run) -> None:
+def test_it_learns_what_is_preferred(rm_config: Any) -> None:
     """Which of two answers is the better one stands in the prompt. Of pairs that it never saw, all of one length."""
     config = rm_config(
         tiny_model("llama").folder,
@@ -34,7 +30,7 @@ def test_it_learns_what_is_preferred(rm_config: Any, run: Run) -> None:
         adapter={"use": "lora", "rank": 16},
         train={"max_steps": 30, "batch_tokens": 1024},
     )
-    ran = run(config)
+    ran = carry_out(config)
     first, last = ran.told("evaluate")[0], ran.told("evaluate")[-1]
     assert first["accuracy"] < 0.75
     assert ran.results["eval_accuracy"] == last["accuracy"] > 0.9
@@ -44,29 +40,19 @@ def test_it_learns_what_is_preferred(rm_config: Any, run: Run) -> None:
 
 
 @pytest.mark.parametrize("adapter", [{"use": "lora", "rank": 4, "dropout": 0.1}, "full"])
-def test_a_stopped_run_goes_on_bit_for_bit(adapter: Any, rm_config: Any, run: Run, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_bit_for_bit(adapter: Any, rm_config: Any, tmp_path: Path) -> None:
     def config(output: str) -> dict[str, Any]:
         train = {"max_steps": 6, "accumulation": 2, "batch_tokens": 256}
         made: dict[str, Any] = rm_config(tiny_model("llama").folder, adapter=adapter, train=train)
         return made | {"output": str(tmp_path / output)}
 
-    straight = run(config("straight"))
-    stop = threading.Event()
-
-    def interrupt(event: Any) -> None:
-        if event.kind == "step" and event.values["step"] == 3:
-            stop.set()
-
+    straight = carry_out(config("straight"))
     with pytest.raises(Interrupted):
-        run(config("stopped"), stop=stop, observer=interrupt)
-    resumed = run(config("stopped"), resume=True)
-    one, other = (load_file(next(ran.folder.glob("*model.safetensors"))) for ran in (straight, resumed))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+        carry_out(config("stopped"), **stopping(3))
+    resumed = carry_out(config("stopped"), resume=True)
+    assert not different_weights(straight.folder, resumed.folder)
     assert resumed.results["eval_loss"] == straight.results["eval_loss"]
-    assert [step["loss"] for step in resumed.told("step")] == [step["loss"] for step in straight.told("step")][
-        -len(resumed.told("step")) :
-    ]
+    assert resumed.losses == straight.losses[-len(resumed.losses) :]
 
 
 def some_text(folder: Path) -> Any:
@@ -93,9 +79,9 @@ def some_text(folder: Path) -> Any:
     ],
 )
 def test_what_it_leaves_is_loaded_merged_and_described(
-    kind: str, sections: dict[str, Any], rm_config: Any, run: Run, tmp_path: Path
+    kind: str, sections: dict[str, Any], rm_config: Any, tmp_path: Path
 ) -> None:
-    ran = run(rm_config(tiny_model(kind).folder, **sections))
+    ran = carry_out(rm_config(tiny_model(kind).folder, **sections))
     plan = Plan.from_json((ran.folder / "plan.json").read_text())
     assert plan.task == "score"
     assert "model.score_head" in plan.traits
@@ -128,8 +114,8 @@ def usage(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("adapter", [{"use": "lora", "rank": 4}, "full"])
-def test_the_model_card_says_how_to_use_it(adapter: Any, rm_config: Any, run: Run) -> None:
-    ran = run(rm_config(tiny_model("llama").folder, adapter=adapter))
+def test_the_model_card_says_how_to_use_it(adapter: Any, rm_config: Any) -> None:
+    ran = carry_out(rm_config(tiny_model("llama").folder, adapter=adapter))
     text = (ran.folder / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: text-classification" in text
     assert "held-out accuracy of choosing the longer answer" in text
@@ -143,15 +129,15 @@ def test_the_model_card_says_how_to_use_it(adapter: Any, rm_config: Any, run: Ru
             torch.testing.assert_close(auto.eval()(**inputs).logits, names["model"].eval()(**inputs).logits)
 
 
-def test_it_says_what_the_head_and_the_margins_are(rm_config: Any, run: Run) -> None:
+def test_it_says_what_the_head_and_the_margins_are(rm_config: Any) -> None:
     rows = [row | ({"margin": 0.5} if number < 6 else {}) for number, row in enumerate(pairs(24))]
-    ran = run(rm_config(tiny_model("llama").folder, rows, data={"eval": 0}))
-    assert "6 of 24 pairs have a margin; the others are learned without one" in ran.notices
-    assert any("the score head is new" in text for text in ran.notices)
+    ran = carry_out(rm_config(tiny_model("llama").folder, rows, data={"eval": 0}))
+    assert "6 of 24 pairs have a margin; the others are learned without one" in ran.said("notice")
+    assert any("the score head is new" in text for text in ran.said("notice"))
     step = ran.told("step")[0]
     assert {"loss", "accuracy", "margin", "reward"} <= set(step)
     assert "eval_accuracy" not in ran.results
-    without = run(
+    without = carry_out(
         rm_config(
             tiny_model("llama").folder,
             rows,
@@ -160,7 +146,7 @@ def test_it_says_what_the_head_and_the_margins_are(rm_config: Any, run: Run) -> 
             output=str(ran.folder) + "-2",
         )
     )
-    assert "6 of 24 pairs have a margin, which `margins: false` leaves out" in without.notices
+    assert "6 of 24 pairs have a margin, which `margins: false` leaves out" in without.said("notice")
 
 
 # ---- refused

@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from luthier.core.errors import ModelError, PlanRefused
+from luthier.core.frozen import FrozenDict
+from luthier.core.loading import load_model
+from luthier.core.plan import ModelReference, Plan, Precision
 from luthier.core.score_head import INITIAL_STD
 from luthier.core.scoring import profile_for, scores
 from luthier.core.testing.models import KINDS, tiny_model
@@ -246,3 +249,19 @@ def test_over_the_whole_mapping_only_the_head_differs() -> None:
         assert all(name.startswith("lm_head.") for name in other - own), kind
         compared += 1
     assert compared > 50
+
+
+@pytest.mark.parametrize("changes", [UNTIED, {"tie_word_embeddings": True}])
+def test_a_reward_model_is_no_language_model(changes: dict[str, Any], load: Load, tmp_path: Path) -> None:
+    """Tied, transformers would load it without a word: the embeddings are a head, too."""
+    tiny = tiny_model("llama", changes)
+    load(tiny).save_pretrained(tmp_path)
+    plan = Plan(
+        model=ModelReference(name="tiny", path=str(tmp_path), kind="folder"),
+        profile=profile_of("llama"),
+        steps=(),
+        precision=Precision(name="fp32", weights="float32", compute="float32", why=""),
+        config=FrozenDict(),
+    )
+    with pytest.raises(ModelError, match="this is a reward model"):
+        load_model(plan)

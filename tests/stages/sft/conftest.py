@@ -10,30 +10,18 @@ from typing import Any
 import pytest
 
 import luthier
+from tests.stages.running import WORDS, write_rows
 
-WORDS = ("ash", "birch", "cedar", "elm", "fir", "larch", "maple", "oak", "pine", "rowan", "willow", "yew")
 Train = Callable[..., dict[str, Any]]
 
 
 def conversations(path: Path, answers: dict[str, str]) -> str:
     rows = [{"messages": [_turn("user", ask), _turn("assistant", answer)]} for ask, answer in answers.items()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    return write_rows(path, rows)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """For models this small a second thread only waits, long when other tests run beside."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 import luthier
 from luthier.core.errors import DataError, PlanRefused
+from tests.stages.running import write_rows
 
 ALWAYS = "yes it is so"
 
@@ -20,8 +21,7 @@ def constant_rows(path: Path, count: int, word: str) -> str:
         {"messages": [{"role": "user", "content": f"{word} {number}"}, {"role": "assistant", "content": ALWAYS}]}
         for number in range(count)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    return write_rows(path, rows)
 
 
 def test_answers_become_right_and_every_report_has_the_metrics(

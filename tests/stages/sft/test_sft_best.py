@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from luthier.core.errors import Interrupted
+from tests.stages.running import different_weights, stopping
 
-WEIGHTS = "adapter_model.safetensors"
 KEEP = {"keep_best": "loss"}
 OFTEN = {"max_steps": 16, "eval_every": 2, "save_every": 3, "keep_checkpoints": 1}
-
-
-def same(one: Path, other: Path) -> bool:
-    first, second = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
-    return first.keys() == second.keys() and all(bool((first[name] == second[name]).all()) for name in first)
 
 
 def held_out_loss(run: Path, config: dict[str, Any]) -> float:
@@ -65,7 +58,7 @@ def test_the_weights_of_the_best_evaluation_are_saved(
     # Spared, though `keep_checkpoints` is 1 and later ones were saved.
     kept = sorted(path.name for path in run.glob("checkpoint-*"))
     assert kept == sorted({f"checkpoint-{best['step']}", "checkpoint-15"})
-    assert same(run, run / f"checkpoint-{best['step']}")
+    assert not different_weights(run, run / f"checkpoint-{best['step']}")
     assert any(f"loss was best at step {best['step']}" in text for text in results["told"])
     assert (
         f"| the best evaluation, of which these weights are, at step | {best['step']} |" in (run / "README.md").read_text()
@@ -85,18 +78,16 @@ def test_it_ends_early_and_says_why(config: Any, quietly: Any, read_evaluations:
 def test_a_resumed_run_knows_the_best_so_far(config: Any, quietly: Any, read_evaluations: Any, tmp_path: Path) -> None:
     straight = quietly(config(stage={**KEEP, "early_stopping": 3}, train=OFTEN, output="straight"))
     best = straight["best_step"]
-    stop = threading.Event()
 
-    def interrupt(event: Any) -> None:
-        if event.kind == "evaluate" and event.values["step"] == best + 2:
-            stop.set()
+    def later(event: Any) -> bool:
+        return event.kind == "evaluate" and event.values["step"] == best + 2
 
     settings = config(stage={**KEEP, "early_stopping": 3}, train=OFTEN)
     with pytest.raises(Interrupted):
-        quietly(settings, observers=[interrupt], stop=stop)
+        quietly(settings, **stopping(later))
     assert f"checkpoint-{best}" in {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
     resumed = quietly(settings, resume=True)
     for key in ("best_step", "eval_loss", "steps", "ended_early"):
         assert resumed[key] == straight[key], key
     assert read_evaluations(tmp_path / "run") == read_evaluations(tmp_path / "straight")
-    assert same(tmp_path / "run", tmp_path / "straight")
+    assert not different_weights(tmp_path / "run", tmp_path / "straight")
