@@ -27,7 +27,7 @@ demo: setup
 
 # SFT, reward model, PPO and DPO, each from the one before: under 40 minutes on two cores.
 rlhf: setup
-	$(BIN)/python -m luthier.demo.chain
+	$(BIN)/python -m luthier.cli.chain
 
 # The fast tests and a short run of the real model. Two workers share the cores: threads that spin while they wait would
 # take them from each other, a hundredfold slower (a run alone is faster with spinning, which is the default elsewhere).

@@ -127,7 +127,7 @@ def _build(runtime: Runtime) -> None:
     """The model with everything on it that the plan names."""
     from transformers import set_seed
 
-    from luthier.core.score_head import pad_with, require_trained_head
+    from luthier.core.score_head import pad_apart, pad_with, require_trained_head
 
     plan = runtime.plan
     runtime.emit("phase", f"loading {plan.model.name}", name="load")
@@ -143,8 +143,10 @@ def _build(runtime: Runtime) -> None:
     stop = stop_at_end_of_turn(runtime.model, runtime.tokenizer)
     if stop is not None:
         runtime.notice(f"{stop} ends an answer of the chat template: generation_config.json names it as an end token too")
-    if plan.task == "score" and (remark := pad_with(runtime.model, runtime.tokenizer)):
-        runtime.notice(remark)
+    if plan.task == "score":
+        for remark in (pad_apart(runtime.tokenizer), pad_with(runtime.model, runtime.tokenizer)):
+            if remark:
+                runtime.notice(remark)
     _patch(runtime, "loaded")
     adapter, options = runtime.method(plan.step("adapter"))
     assert isinstance(adapter, Adapter)

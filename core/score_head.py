@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from luthier.core.data.templates.stopping import end_of_turn
 from luthier.core.errors import LuthierError, ModelError
 from luthier.core.scoring import SCORE
 
@@ -77,6 +78,22 @@ def _language_model_head(model: Any) -> set[str]:
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(model.config)
     return set(causal.state_dict()) - set(model.state_dict())
+
+
+def pad_apart(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Pad with the unknown token where the padding token ends answers too; returns what is worth knowing about that.
+
+    With one token for both, a score is read before it and cannot say that an answer ended. Texts do not hold the unknown
+    token where a tokenizer is made of bytes, and where they do, they seldom end with it. Nothing is done where there is
+    none, or it has a part in conversations itself.
+    """
+    ends = {tokenizer.eos_token, end_of_turn(tokenizer)}
+    taken = {*ends, tokenizer.bos_token}
+    unknown = tokenizer.unk_token
+    if tokenizer.pad_token not in ends or unknown is None or unknown in taken:
+        return ""
+    before, tokenizer.pad_token = tokenizer.pad_token, unknown
+    return f"padding is {unknown} instead of {before}, which ends an answer: a score then tells whether the answer ended"
 
 
 def pad_with(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:

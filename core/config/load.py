@@ -1,4 +1,7 @@
-"""From YAML text and `key=value` words to a RunConfig, with every problem said at once."""
+"""From YAML text and `key=value` words to a RunConfig, with every problem said at once.
+
+Options of methods are parsed from here too, while plugins are discovered: YAML is imported where a file is read.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from luthier.core.config.plain import plain_data, shown
 from luthier.core.config.schema import AUTO, SLOT_KEYS, Choice, RunConfig
 from luthier.core.config.types import branches, dataclasses_in, expand_shorthand, inside, is_list, is_section
 from luthier.core.config.validate import REQUIRED, UNKNOWN_KEY, parse_options, required_fix, suggest, without_misspelt
-from luthier.core.config.yaml_text import read_yaml
 from luthier.core.errors import ConfigError, PlanRefused, Problem
 from luthier.core.frozen import FrozenDict, freeze
 from luthier.core.serial import hints_of
@@ -38,6 +40,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot be read: {reason}", where=str(path)) from None
+    from luthier.core.config.yaml_text import read_yaml
+
     data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         found = "the file is empty" if data is None else f"this is {shown(data)}"
@@ -71,6 +75,8 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     A slot written as a name becomes a mapping when an option of it is set: with `adapter: lora`, `adapter.rank=8` gives
     `{use: lora, rank: 8}`. An item of a list goes by its number: `data.train.0.rows=100`, or `data.train[0].rows=100`.
     """
+    from luthier.core.config.yaml_text import read_yaml
+
     result: dict[str, Any] = plain_data(raw)
     for word in overrides:
         key, equals, text = word.partition("=")

@@ -50,9 +50,8 @@ def http(name: str, term: HttpTerm) -> Score:
         try:
             text = _answer(opener, request, term)
         except urllib.error.HTTPError as error:
-            with error:
-                said = error.read(200).decode("utf-8", "replace").strip()
-            raise RewardError(name, f"{term.url} answered {error.code} {error.reason}: {said}", rows=rows) from error
+            message = f"{term.url} answered {error.code} {error.reason}: {_said(error)}"
+            raise RewardError(name, message, rows=rows) from error
         except TimeoutError as error:
             fix = "raise `timeout`, or make the scorer faster"
             raise RewardError(name, f"{term.url} gave no answer in {term.timeout:g} s", rows=rows, fix=fix) from error
@@ -81,6 +80,15 @@ def _answer(opener: urllib.request.OpenerDirector, request: urllib.request.Reque
             if time.monotonic() > deadline:
                 raise TimeoutError
     return bytes(body)
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """How the body of a refusal begins."""
+    try:
+        with error:
+            return error.read(200).decode("utf-8", "replace").strip()
+    except (OSError, HTTPException) as broken:
+        return f"(its text did not come: {type(broken).__name__})"
 
 
 def _rewards(name: str, term: HttpTerm, text: bytes, rows: Sequence[int]) -> Any:

@@ -2,7 +2,8 @@
 
 Where it has the policy's tokenizer and chat template, it reads the very tokens that the policy wrote, and the end of the
 turn. Any other reads the row's messages and the answer through its own template. Either reads up to that token, as a
-reward run does in training: what a template writes after it is no part of the answer.
+reward run does in training: what a template writes after it is no part of the answer. An answer that did not end is read
+without it, as one that was cut.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class RewardModel:
     def tokens(self, answer: Scored) -> list[int]:
         """What the reward model reads. Raises RewardError for what it cannot."""
         if self._same:
-            ids = [*answer.prompt_ids, *(answer.ids[:-1] if answer.finished else answer.ids), *self._closing]
+            ids = [*answer.prompt_ids, *(answer.ids[:-1] if answer.finished else answer.ids)]
+            ids += self._closing if answer.finished else []
         elif answer.messages is None:
             raise RewardError(
                 self._name,
@@ -97,9 +99,11 @@ class RewardModel:
         else:
             said = [*answer.messages, {"role": "assistant", "content": answer.text}]
             tools = list(answer.tools) if answer.tools else None
-            ids = up_to_the_end(
-                self._tokenizer.apply_chat_template(said, tools=tools, return_dict=True)["input_ids"], self._tokenizer
-            )
+            whole = list(self._tokenizer.apply_chat_template(said, tools=tools, return_dict=True)["input_ids"])
+            closing = closing_tokens(self._tokenizer)
+            ids = up_to_the_end(whole, self._tokenizer)
+            if not answer.finished and closing and ids[-len(closing) :] == closing:
+                ids = ids[: -len(closing)]
         if self._limit is not None and len(ids) > self._limit:
             raise RewardError(
                 self._name,

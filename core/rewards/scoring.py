@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from luthier.core.errors import LuthierError
+from luthier.core.errors import DataError, LuthierError
 
 if TYPE_CHECKING:
     from luthier.core.data import Examples
     from luthier.core.generation import Answer
 
 SHOWN: Final = 60
+GIVE_REFERENCES: Final = "give every row one (columns answer, solution, ground_truth or reference), or take another reward"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,20 @@ class Rewards:
     def needs_reference(self) -> tuple[str, ...]:
         return tuple(term.name for term in self.terms if term.needs_reference)
 
+    def check(self, rows: Examples) -> None:
+        """Raises DataError for a prompt without the reference that a term compares with, before anything has trained."""
+        if not self.needs_reference:
+            return
+        without = [row for row in range(rows.rows) if rows.reference(row) is None]
+        if without:
+            said = rows.beside(without[0])["messages"][-1]["content"]
+            raise DataError(
+                f"{len(without)} of {rows.rows} prompts have no reference, which the reward {self.needs_reference[0]} "
+                f"compares with; the first is row {without[0]} ({shown(said)})",
+                where="data",
+                fix=GIVE_REFERENCES,
+            )
+
     def score(self, answers: Sequence[Scored]) -> RewardBatch:
         """Raises RewardError naming term and rows for whatever is no list of as many finite numbers."""
         if not answers:
@@ -119,7 +134,7 @@ def _numbers(term: OpenTerm, answers: Sequence[Scored]) -> list[float]:
                 term.name,
                 f"{described(without)} has no reference to compare the answer with",
                 rows=[without.row],
-                fix="give every row one (columns answer, solution, ground_truth or reference), or take another reward",
+                fix=GIVE_REFERENCES,
             )
     given = term.score(answers)
     # Arrays and tensors of one dimension are lists, too.

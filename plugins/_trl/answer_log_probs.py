@@ -60,7 +60,8 @@ def _of_rows(
     line, column = real[:, -answers:].nonzero(as_tuple=True)
     found = torch.zeros(len(input_ids), answers, device=device)
     if not len(line):
-        return found, found.clone()
+        # TRL goes backward from here all the same, where every answer of a micro-batch was cut and is not to count.
+        return found.clone().requires_grad_(torch.is_grad_enabled()), found
     predicted = prompts[line] + column
     targets = ids[line, predicted]
     first = int(prompts.min()) - 1

@@ -41,9 +41,9 @@ def rollout_trainer(
     rows = fitting(runtime, data.train, config.max_new_tokens, "to train on")
     held_out = fitting(runtime, data.eval, config.max_new_tokens, "held out") if data.eval.rows else None
     rewards = open_rewards(config.reward, runtime=runtime)
-    for name in rewards.needs_reference:
-        for part in (rows, held_out):
-            check_references(part, name)
+    for part in (rows, held_out):
+        if part is not None:
+            rewards.check(part)
     step = runtime.plan.step("stage")
     reference = ReferencePolicy(runtime.model, step.reference) if step.reference else None  # type: ignore[arg-type]
     schedule = RolloutSchedule(
@@ -116,21 +116,6 @@ def fitting(runtime: Runtime, rows: Examples, new_tokens: int, what: str) -> Exa
         )
     runtime.emit("warning", f"{left_out} of {rows.rows} prompts {what} left out: {why}")
     return rows.where(fits)
-
-
-def check_references(rows: Examples | None, term: str) -> None:
-    """Raises DataError for a prompt without the reference that a reward compares with, before anything has trained."""
-    if rows is None:
-        return
-    without = [row for row in range(rows.rows) if rows.reference(row) is None]
-    if without:
-        said = rows.beside(without[0])["messages"][-1]["content"]
-        raise DataError(
-            f"{len(without)} of {rows.rows} prompts have no reference, which the reward {term} compares with; the first is "
-            f"row {without[0]} ({said[:60]!r})",
-            where="data",
-            fix="give every row one (columns answer, solution, ground_truth or reference), or take another reward",
-        )
 
 
 def announce(runtime: Runtime, schedule: RolloutSchedule, rows: Examples, held_out: Examples | None) -> None:

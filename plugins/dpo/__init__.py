@@ -71,8 +71,9 @@ class DpoConfig:
     def __post_init__(self) -> None:
         if not self.weights:
             raise ValueError("loss names none")
-        if all(weight <= 0 for weight in self.weights.values()) or any(weight < 0 for weight in self.weights.values()):
-            raise ValueError("the weights of loss are 0 or more, and one of them is more")
+        without_effect = [name for name, weight in self.weights.items() if weight <= 0]
+        if without_effect:
+            raise ValueError(f"the weights of loss are above 0: take {', '.join(without_effect)} out")
         wants_smoothing = [name for name in self.weights if name in SMOOTHED]
         if self.label_smoothing and not wants_smoothing:
             raise ValueError(f"label_smoothing belongs to loss {', '.join(SMOOTHED)}, and loss is {', '.join(self.weights)}")

@@ -3,7 +3,7 @@
     role        adapters in the forward pass                       head             trains
     policy      default, what it stands on                         language model   default
     reference   what it stands on (or a frozen copy of default)    language model   nothing
-    value       default, or value with `value_adapter`             values           head, and value
+    value       default, or critic with `value_adapter`            values           head, and critic
     reward      reward                                             score            nothing
 
 Switching turns what the forward pass reads and nothing else: PEFT's `set_adapter` would freeze the adapter that it leaves,
@@ -26,7 +26,8 @@ from luthier.core.references import TRAINED, ReferencePolicy, active_adapters, a
 if TYPE_CHECKING:
     from luthier.core.contracts import Reference
 
-VALUE: Final = "value"
+# Not "value", which is what some models call a projection of their attention.
+VALUE: Final = "critic"
 HEAD: Final = "value_head"
 
 

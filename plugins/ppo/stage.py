@@ -13,19 +13,19 @@ and at the end. A reward that fails stops the run with a checkpoint from before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.core.checkpoint import capture_rng
+from luthier.core.checkpoint import capture_rng, restore_rng
 from luthier.core.errors import Interrupted, LuthierError, OutOfMemoryError
-from luthier.core.generation import Sampling
+from luthier.core.generation import Answer, Sampling
 from luthier.core.meter import ran_out_of_memory
 from luthier.core.progress import StepWatch
-from luthier.core.rewards import RewardError, Rewards
+from luthier.core.rewards import RewardError, Rewards, Scored, scored
 from luthier.plugins.ppo.checkpoints import Checkpoints, Progress
 from luthier.plugins.ppo.journal import Journal, mean, rollout_metrics
 from luthier.plugins.ppo.mathematics import (
@@ -36,13 +36,14 @@ from luthier.plugins.ppo.mathematics import (
     token_rewards,
     whiten,
 )
-from luthier.plugins.ppo.prompts import Prompts, check_lengths, ids_of, scored
+from luthier.plugins.ppo.prompts import Prompts, check_lengths, ids_of
 from luthier.plugins.ppo.roles import Roles
 from luthier.plugins.ppo.rollout import Measure, collect
 from luthier.plugins.ppo.sharing import open_rewards_on
 from luthier.plugins.ppo.updates import Learner
 
 if TYPE_CHECKING:
+    from luthier.core.data import Examples
     from luthier.core.runtime import Runtime
     from luthier.plugins.ppo import PpoConfig
 
@@ -87,6 +88,8 @@ class Ppo:
         with torch.random.fork_rng(devices=self._cuda):
             # Whether its model is shared or a second one, what is sampled is the same.
             self.rewards: Rewards = open_rewards_on(self.roles, config.reward, runtime)
+        for part in (self.prompts.rows, self.held_out):
+            self.rewards.check(part)
         self.learner = Learner(runtime, config, self.measure, updates=self.prompts.updates)
         self.watch = StepWatch()
         self.journal = Journal(runtime, self.prompts, self.watch)
@@ -163,7 +166,7 @@ class Ppo:
         rollout = collect(self.measure, rows, prompts, minibatches=config.mini_batches, stop=self.runtime.stop)
         mask = rollout.mask
 
-        judged = self.rewards.score(scored(self.measure.tokenizer, self.prompts.rows, rows, prompts, rollout.answers))
+        judged = self.rewards.score(self._scored(self.prompts.rows, rows, rollout.answers))
         finished = torch.tensor([answer.finished for answer in rollout.answers], device=mask.device)
         totals = torch.tensor(judged.total, dtype=torch.float32, device=mask.device)
         scores = totals - config.missing_eos_penalty * ~finished
@@ -197,6 +200,9 @@ class Ppo:
             **{name: value for name, value in learned.items() if name != "entropy"},
         }
 
+    def _scored(self, prompts: Examples, rows: Sequence[int], answers: Sequence[Answer]) -> list[Scored]:
+        return [scored(prompts, row, answer, self.measure.tokenizer) for row, answer in zip(rows, answers, strict=True)]
+
     def _nothing_ended(self, step: int) -> None:
         self.progress.endless += 1
         if self.progress.endless == 1:
@@ -210,13 +216,20 @@ class Ppo:
     # ---- held-out prompts
 
     def evaluate(self) -> dict[str, float]:
-        """Answer and score the held-out prompts, with random numbers of their own: the same ones each time."""
+        """Answer and score the held-out prompts; training draws the numbers that it would have drawn without.
+
+        What is sampled is drawn from torch's generator seeded anew: the same numbers each time.
+        """
         rows = list(range(len(self.held_out)))
         prompts = ids_of(self.held_out, rows)
-        with torch.random.fork_rng(devices=self._cuda):
-            torch.manual_seed(self.runtime.config.train.seed)
+        before = capture_rng()
+        torch.manual_seed(self.runtime.config.train.seed)
+        try:
             answers = self.measure.answers(prompts)
-        judged = self.rewards.score(scored(self.measure.tokenizer, self.held_out, rows, prompts, answers))
+            judged = self.rewards.score(self._scored(self.held_out, rows, answers))
+        finally:
+            # Those of Python and NumPy as well: a reward function of the user's may draw from them.
+            restore_rng(before)
         found = {
             "reward": mean(judged.total),
             **{f"reward_{name}": mean(values) for name, values in judged.terms.items()},

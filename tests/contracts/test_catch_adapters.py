@@ -220,6 +220,11 @@ BROKEN = [
         but(memory=lambda *_: MemoryTerms(trainable=2560, matrices=(Matrix(role="attn.q", shape=(4, 64)),))),
         "the matrices of memory.. add up to 256",
     ),
+    (
+        "test_a_copy_stands_beside_it",
+        but(attach=greedy, provides=SOUND.provides | {"adapter.copies"}),
+        "adapter.copies is declared, and the copy's output is",
+    ),
     ("test_the_memory_is_as_declared", but(attach=narrow), "takes 5120 bytes beside bfloat16 weights"),
     (
         "test_the_memory_is_as_declared",

@@ -12,7 +12,8 @@ import torch
 
 from luthier.core.contracts import TrainingStage
 from luthier.core.testing import TrainingStageContract
-from luthier.plugins.sft.stage import train
+from luthier.plugins.sft import SftConfig
+from luthier.plugins.sft import stage as sft
 
 Caught = Callable[..., None]
 PROMISES = sorted(name for name in vars(TrainingStageContract) if name.startswith("test_"))
@@ -22,6 +23,10 @@ def stage(run: Callable[..., Mapping[str, float]]) -> TrainingStage[Any]:
     return TrainingStage(
         name="trial", summary="A trial.", data_kind="conversation", provides=frozenset({"stage.packs"}), run=run
     )
+
+
+def train(runtime: Any) -> dict[str, float]:
+    return sft.train(runtime, SftConfig())
 
 
 def sound(runtime: Any, config: Any) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ import yaml
 import luthier
 from luthier.cli.errors import guarded
 from luthier.core.errors import ConfigError
-from luthier.demo import chain
+from luthier.cli import chain
 from luthier.demo.samples import QUESTIONS
 
 ROOT = Path(__file__).parents[2]

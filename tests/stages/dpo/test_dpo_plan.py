@@ -72,8 +72,8 @@ def test_packing_and_streaming_are_refused(bench: Any, key: str) -> None:
     ("options", "says"),
     [
         ({"loss": {}}, "loss names none"),
-        ({"loss": {"sigmoid": 0.0}}, "one of them is more"),
-        ({"loss": {"sigmoid": 1.0, "sft": -1.0}}, "0 or more"),
+        ({"loss": {"sigmoid": 1.0, "sft": 0.0}}, "take sft out"),
+        ({"loss": {"sigmoid": 1.0, "sft": -1.0}}, "above 0"),
         ({"label_smoothing": 0.1}, "label_smoothing belongs to loss robust"),
         ({"loss": "exo_pair"}, "label_smoothing above 0"),
         ({"loss": "nca_pair", "divergence": "forward_kl"}, "not defined for loss nca_pair"),

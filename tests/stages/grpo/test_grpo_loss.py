@@ -62,6 +62,19 @@ def test_advantages_of_rloo(inside: Any) -> None:
     inside({"use": "rloo", "reward": REWARD, "beta": 0.1, "prompts_per_step": 4}, look)
 
 
+def test_rloo_clips_rewards_and_normalises_advantages(inside: Any) -> None:
+    def look(trainer: Any) -> None:
+        made = rolled_out(trainer)
+        rewards = rewards_of(trainer)
+        assert rewards.max() > 1.5  # otherwise nothing is clipped
+        groups = rewards.clamp(-1.5, 1.5).view(4, 4)
+        raw = (groups - (groups.sum(1, keepdim=True) - groups) / 3).view(-1)
+        assert torch.allclose(made["advantages"].double(), (raw - raw.mean()) / (raw.std() + 1e-4), atol=1e-4)
+
+    options = {"reward_clip": 1.5, "normalize_advantages": True, "beta": 0, "prompts_per_step": 4}
+    inside({"use": "rloo", "reward": REWARD, **options}, look)
+
+
 def moved(model: Any, by: float) -> Any:
     """A copy whose weights are a little off."""
     other = copy.deepcopy(model)

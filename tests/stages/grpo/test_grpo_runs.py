@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import DataError, LuthierError, PlanRefused
+from tests.stages.running import different_weights
 
 REWARD = [{"use": "length", "max_tokens": 3}, {"use": "regex", "pattern": "[a-m]", "weight": 2}]
 
@@ -75,6 +76,16 @@ def test_prompts_that_leave_no_room_are_left_out(run: Any, tiny_folder: Any) -> 
         run({"reward": REWARD, "max_new_tokens": 47}, model=model, rows=rows, output="other")
     with pytest.raises(PlanRefused, match="leave no room for a prompt"):
         run({"reward": REWARD, "max_new_tokens": 48}, model=model, rows=rows, output="third")
+
+
+@pytest.mark.parametrize("use", ["grpo", "rloo"])
+def test_answers_that_were_all_cut_teach_nothing(run: Any, tiny_folder: Any, use: str) -> None:
+    """No token of any micro-batch counts: steps are done, and leave the weights as they were."""
+    model = tiny_folder("llama")
+    ran = run({"use": use, "reward": REWARD, "mask_truncated": True, "max_new_tokens": 2}, model=model)
+    assert [step["finished"] for step in ran.told("step")] == [0, 0]
+    assert [step["loss"] for step in ran.told("step")] == pytest.approx([0, 0], abs=1e-6)
+    assert not different_weights(ran.folder, model)
 
 
 def test_a_reward_that_needs_references(run: Any) -> None:

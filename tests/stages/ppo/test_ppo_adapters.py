@@ -57,7 +57,7 @@ def test_a_short_run(name: str, run_of: Any) -> None:
     assert all(step["grad_norm"] > 0 for step in (first, second))
     folder = Path(results["output"])
     for file in folder.glob("*.safetensors"):
-        wrong = [key for key in load_file(file) if "value" in key.replace("v_proj", "") or "reference" in key]
+        wrong = [key for key in load_file(file) if "critic" in key or "value" in key or "reference" in key]
         assert not wrong
 
 
@@ -71,7 +71,7 @@ def test_frozen_parameters_stay_frozen(model: Any) -> None:
         parameter.requires_grad_(False)
     roles = Roles(one, reference="copied", value_adapter=True, hidden_size=64)
     expected = {
-        name: (".default." in name or ".value." in name)
+        name: (".default." in name or ".critic." in name)
         and ".lora_" in name
         and not (".lora_A." in name and "layers.0" in name)
         for name, _ in one.named_parameters()
@@ -87,6 +87,23 @@ def test_frozen_parameters_stay_frozen(model: Any) -> None:
         assert found() == expected
     assert found() == expected
     assert not any(parameter.requires_grad for parameter in frozen)
+
+
+def test_the_value_adapter_of_a_model_that_has_a_module_called_value() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertLMHeadModel
+
+    from luthier.plugins.ppo.roles import Roles
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base: Any = BertLMHeadModel(BertConfig(vocab_size=60, is_decoder=True, **sizes))
+    one = get_peft_model(base, LoraConfig(r=2, target_modules=["query", "value"], task_type="CAUSAL_LM"))
+    Roles(one, reference="copied", value_adapter=True, hidden_size=16)
+    trained = [name for name, parameter in one.named_parameters() if parameter.requires_grad]
+    # Two modules, A and B of each, of the policy and of the values.
+    assert len(trained) == 8
+    assert sum(".self.value." in name for name in trained) == 4
+    assert not any(".reference." in name for name in trained)
 
 
 @pytest.mark.parametrize("how", ["disabled", "copied", "model"])

@@ -111,6 +111,13 @@ def test_an_empty_prompt_is_refused_with_its_row(run_of: Any) -> None:
         run_of()
 
 
+def test_a_reference_that_a_reward_needs_is_missed_before_anything_trains(run_of: Any) -> None:
+    rows = run_of.folder / "prompts.jsonl"
+    rows.write_text('{"prompt": "6 times 7?", "answer": 42}\n' * 5 + '{"prompt": "and 7 times 7?"}\n')
+    with pytest.raises(DataError, match=r"1 of 6 prompts have no reference.*row 5 \('and 7 times 7\?'\)"):
+        run_of(stage={"reward": "exact_match", "batch": 2}, train={"max_steps": 1})
+
+
 def test_rows_of_another_kind_are_refused(run_of: Any) -> None:
     rows = run_of.folder / "texts.jsonl"
     rows.write_text('{"text": "only a text"}\n' * 3)

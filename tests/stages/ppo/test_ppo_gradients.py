@@ -90,7 +90,7 @@ def roles_of(model: Any, *, value_adapter: bool) -> Any:
 def test_with_an_adapter_of_their_own_the_two_do_not_meet(how: str, model: Any, made: Any, filled: Any) -> None:
     one = model(adapter={})
     roles = roles_of(one, value_adapter=True)
-    filled(one, 1, only=".value.")
+    filled(one, 1, only=".critic.")
     policy, values = copy.deepcopy(one), copy.deepcopy(one)
     head = copy.deepcopy(roles.head)
     recompute(one, how)
@@ -99,11 +99,11 @@ def test_with_an_adapter_of_their_own_the_two_do_not_meet(how: str, model: Any, 
     accumulated(parts)
 
     policy_loss(policy.eval(), parts).backward()
-    with active_adapters(values.eval(), default="value"):
+    with active_adapters(values.eval(), default="critic"):
         value_loss(values, head, parts).backward()
     close(gradients(one, "default"), gradients(policy, "default"))
-    close(gradients(one, "value"), gradients(values, "value"))
-    assert not gradients(policy, "value")
+    close(gradients(one, "critic"), gradients(values, "critic"))
+    assert not gradients(policy, "critic")
     assert not gradients(values, "default")
     torch.testing.assert_close(roles.head.weight.grad, head.weight.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(roles.head.bias.grad, head.bias.grad, rtol=1e-4, atol=1e-6)
@@ -131,7 +131,7 @@ def test_the_split_into_micro_batches_changes_no_gradient(model: Any, made: Any)
     for batch_tokens in (20, 60, 10_000):
         one = model(adapter={})
         accumulated(made(roles_of(one, value_adapter=True), batch_tokens=batch_tokens))
-        found.append(gradients(one, "default") | gradients(one, "value"))
+        found.append(gradients(one, "default") | gradients(one, "critic"))
     for other in found[1:]:
         close(found[0], other)
 
@@ -140,13 +140,13 @@ def test_a_switch_before_the_backward_pass_is_what_this_guards_against(model: An
     """Recomputed layers take the adapter that is active then: the reason why every backward pass is inside its block."""
     one = model(adapter={})
     roles_of(one, value_adapter=True)
-    filled(one, 1, only=".value.")
+    filled(one, 1, only=".critic.")
     right = copy.deepcopy(one)
     recompute(one, "recomputed")
     ids = torch.arange(3, 13)[None]
     right(input_ids=ids, use_cache=False).logits.logsumexp(-1).sum().backward()
     loss = one(input_ids=ids, use_cache=False).logits.logsumexp(-1).sum()
-    with active_adapters(one, default="value"):
+    with active_adapters(one, default="critic"):
         loss.backward()
     name = next(name for name in gradients(right, "default") if "lora_B" in name)
     assert not torch.allclose(gradients(one, "default")[name], gradients(right, "default")[name], rtol=0.01)

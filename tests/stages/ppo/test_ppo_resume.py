@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,23 @@ def test_killed_between_checkpoints(run_of: Any) -> None:
     assert {path.suffix for path in checkpoint.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja"}
     own = load_file(checkpoint / "ppo.safetensors")
     assert any("value_head.weight" in name for name in own)
-    assert any(".lora_B.value." in name for name in own)
-    assert not any("value" in name for name in weights(second)), "the policy is saved alone"
+    assert any(".lora_B.critic." in name for name in own)
+    assert not any("value" in name or "critic" in name for name in weights(second)), "the policy is saved alone"
+
+
+def test_a_reward_that_draws_random_numbers(run_of: Any) -> None:
+    """Those that it draws for held-out prompts are not those of training, whichever side of a checkpoint they come on."""
+    code = run_of.folder / "noise.py"
+    code.write_text("import random\ndef score(completions, **_):\n    return [random.random() for _ in completions]\n")
+    options = {"stage": {"reward": {"use": "function", "path": f"{code}:score"}}, "train": {"eval_every": 1}}
+    options["data"] = data_of(run_of)
+    run_of(output=str(run_of.folder / "straight"), **options)
+    with pytest.raises(Interrupted):
+        run_of(**stopping(1), **options)
+    random.seed(99)
+    run_of(resume=True, **options)
+    steps = [[one for one in numbers(run_of.folder / name) if one["event"] == "step"] for name in ("straight", "run")]
+    assert steps[0] == steps[1]
 
 
 def test_a_finished_run_resumes_to_its_results(run_of: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -122,6 +124,24 @@ def test_a_scorer_that_does_not_answer_in_time(server: Scorer) -> None:
     with pytest.raises(RewardError, match=r"gave no answer in 0.2 s") as caught:
         opened(server, timeout=0.2).score(ANSWERS)
     assert caught.value.rows == (0, 1, 2)
+
+
+def test_a_refusal_whose_text_does_not_come() -> None:
+    """It is an error of the reward all the same: a stage saves a checkpoint for no other."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+
+        def refuse() -> socket.socket:
+            connection, _ = listening.accept()
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 503 busy\r\nContent-Length: 5\r\n\r\n")
+            return connection
+
+        refused = pool.submit(refuse)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/score"
+        rewards = open_rewards([Choice(use="http", options=freeze({"url": url, "timeout": 0.5}))], runtime=NO_RUN)
+        with pytest.raises(RewardError, match=r"answered 503 busy: \(its text did not come: TimeoutError\)"):
+            rewards.score(ANSWERS)
+        refused.result().close()
 
 
 def test_an_answer_that_is_too_large(server: Scorer) -> None:

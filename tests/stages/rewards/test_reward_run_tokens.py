@@ -42,10 +42,12 @@ def answer(tokenizer: Any, *, finished: bool) -> Scored:
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("same", [True, False])
-def test_it_ends_with_the_turn(tokenizer: Any, finished: bool, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_with_the_turn_where_the_answer_did(
+    tokenizer: Any, finished: bool, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("luthier.core.rewards.runs.same_texts", lambda *_: same)
     judge = RewardModel("run", Model(), tokenizer, policy=tokenizer, batch_tokens=64)
-    expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>"
+    expected = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes" + "<|im_end|>" * finished
     assert tokenizer.decode(judge.tokens(answer(tokenizer, finished=finished)), skip_special_tokens=False) == expected
 
 

@@ -94,6 +94,8 @@ def expected(folder: Path, base: Path, tokenizer: Any, said: list[Scored]) -> li
         ids = tokenizer.apply_chat_template(whole)["input_ids"]
         assert ids[-2] == tokenizer.eos_token_id
         ids.pop()  # the newline after the end of the turn, which is no part of the answer
+        if not answer.finished:
+            ids.pop()
         values.append(float(model(input_ids=torch.tensor([ids])).logits[0, 0]))
     return values
 
@@ -109,10 +111,13 @@ def test_scores_are_those_of_the_libraries(folders: dict[str, Path], tiny_tokeni
         assert got.total == pytest.approx([2 * value for value in want], abs=1e-5)
 
 
-def test_an_answer_that_was_cut_is_scored_as_if_it_ended(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
+def test_an_answer_that_was_cut_is_scored_at_its_last_token(folders: dict[str, Path], tiny_tokenizer: Any) -> None:
+    """As rows that were cut are in training: no end is read where none came."""
     reward = opened(folders["full"], tiny_tokenizer)
-    whole, cut = (reward.score(answers(tiny_tokenizer, "ash!", finished=ended)).total for ended in (True, False))
-    assert whole == pytest.approx(cut, abs=1e-6)
+    whole, cut = (answers(tiny_tokenizer, "ash!", "no", finished=ended) for ended in (True, False))
+    want = expected(folders["full"], folders["base"], tiny_tokenizer, cut)
+    assert reward.score(cut).total == pytest.approx(want, abs=1e-5)
+    assert reward.score(whole).total != pytest.approx(want, abs=1e-3)
     assert closing_tokens(tiny_tokenizer) == [tiny_tokenizer.eos_token_id]
 
 

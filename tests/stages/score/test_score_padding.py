@@ -11,7 +11,7 @@ import torch
 
 from luthier.core.data.collate import collate
 from luthier.core.data.examples import Example
-from luthier.core.score_head import pad_with
+from luthier.core.score_head import pad_apart, pad_with
 from luthier.core.testing.models import KINDS, tiny_model, tiny_tokenizer
 
 Load = Callable[..., Any]
@@ -70,6 +70,30 @@ def test_where_the_end_token_pads_the_score_is_read_before_it(kind: str, load: L
     for ended in (row, [*row, end], [*row, end, end]):
         for rows in ([ended], [ended, long]):
             assert torch.allclose(scores(model, rows, end)[0].double(), expected, atol=1e-5)
+
+
+def test_the_unknown_token_pads_where_the_end_token_would(load: Load) -> None:
+    """Then a row that ends is read at its end, alone and beside a longer one. Without an unknown token nothing changes."""
+    tokenizer = padding_with_the_end_token()
+    assert pad_apart(tokenizer) == ""
+    assert tokenizer.pad_token == tokenizer.eos_token
+    tokenizer.add_special_tokens({"unk_token": "<pad>"})
+    assert "<pad> instead of <eos>" in pad_apart(tokenizer)
+    model = load(tiny_model("llama"))
+    assert pad_with(model, tokenizer) == ""
+    row = [5, 6, 7, int(tokenizer.eos_token_id)]
+    for rows in ([row], [row, [3] * 20]):
+        assert torch.allclose(
+            scores(model, rows, tokenizer.pad_token_id)[0].double(), at_each_token(model, row)[-1], atol=1e-5
+        )
+    assert pad_apart(tokenizer) == ""
+
+
+def test_an_unknown_token_that_has_another_part_does_not_pad() -> None:
+    tokenizer = padding_with_the_end_token()
+    tokenizer.add_special_tokens({"unk_token": tokenizer.bos_token})
+    assert pad_apart(tokenizer) == ""
+    assert tokenizer.pad_token == tokenizer.eos_token
 
 
 def test_a_padding_token_of_its_own_says_nothing(load: Load) -> None:

@@ -3,9 +3,9 @@
     sft --> rm --> ppo       a reward model learns from pairs of answers, the policy learns from the reward model
      `----> dpo              the policy learns from the same pairs directly
 
-    python -m luthier.demo.chain                  # examples/rlhf/{sft,rm,ppo,dpo}.yaml, one after the other
-    python -m luthier.demo.chain --from ppo       # keeps the runs before it
-    python -m luthier.demo.chain --only dpo
+    python -m luthier.cli.chain                  # examples/rlhf/{sft,rm,ppo,dpo}.yaml, one after the other
+    python -m luthier.cli.chain --from ppo       # keeps the runs before it
+    python -m luthier.cli.chain --only dpo
 
 Each stage is `luthier train` in a process of its own, on the former one's output folder; earlier runs in these folders are
 replaced. After each, three questions are answered and scored by the reward model as soon as there is one. The first stage
@@ -57,7 +57,7 @@ class StageFailed(LuthierError):
         super().__init__(
             f"the stage {stage} ended with exit code {code}, so the chain ends here",
             where="rlhf",
-            fix=f"what was wrong stands above; afterwards go on with: python -m luthier.demo.chain --from {stage}",
+            fix=f"what was wrong stands above; afterwards go on with: python -m luthier.cli.chain --from {stage}",
         )
 
 
@@ -218,7 +218,7 @@ def say(text: str) -> None:
 
 def main(words: list[str]) -> int:
     """Read the command line and run; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m luthier.demo.chain", description="sft -> rm -> ppo, and sft -> dpo.")
+    parser = argparse.ArgumentParser(prog="python -m luthier.cli.chain", description="sft -> rm -> ppo, and sft -> dpo.")
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of sft.yaml, rm.yaml, ppo.yaml and dpo.yaml")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--from", choices=STAGES, dest="first", help="begin here, with the runs that are there")
