@@ -12,6 +12,7 @@ from pathlib import Path
 
 import data_pages
 import excerpts
+import learning
 import matrix
 import measured
 import methods
@@ -104,6 +105,7 @@ def exitcodes(page: Path, words: list[str]) -> str:
 
 
 RENDERERS: dict[str, Renderer] = {
+    "chain": learning.chain,
     "claims": claims,
     "config": config,
     "counted": data_pages.counted,
@@ -113,6 +115,7 @@ RENDERERS: dict[str, Renderer] = {
     "exitcodes": exitcodes,
     "format": data_pages.format_facts,
     "formats": methods.formats,
+    "learned": learning.learned,
     "matrix": matrix.matrix,
     "stages": matrix.stages,
     "measured": measured.measured,

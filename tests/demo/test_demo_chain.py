@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 import luthier
+from luthier.cli import chain
 from luthier.cli.errors import guarded
 from luthier.core.errors import ConfigError
-from luthier.cli import chain
 from luthier.demo.samples import QUESTIONS
 
 ROOT = Path(__file__).parents[2]

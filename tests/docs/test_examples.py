@@ -27,7 +27,12 @@ from luthier.registry.catalog import discover
 
 ROOT = Path(__file__).parents[2]
 YAML = re.compile(r"^```yaml[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TITLE = re.compile(r'title="([^"]+)"')
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def with_tiny_model(content: dict[str, Any], model: Path, output: Path) -> dict[str, Any]:
+    return content | {"model": str(model), "output": str(output)}
 
 
 def whole(text: str) -> dict[str, Any] | None:
@@ -44,9 +49,10 @@ def shown() -> Iterator[Any]:
             content = whole(match[1])
             if content is not None and "refused.yaml" not in match[1]:
                 line = text.count("\n", 0, match.start()) + 1
-                # An excerpt of examples/ names its data as seen from there.
-                folder = ROOT / "examples" if "title=" in match[0].splitlines()[0] else ROOT
-                yield pytest.param(content, folder, id=f"{page.relative_to(ROOT / 'docs')}:{line}")
+                # An excerpt of examples/ names its data as seen from the file (that it is the file's text is tested too).
+                title = TITLE.search(match[0].splitlines()[0])
+                source: Any = ROOT / title[1] if title else content
+                yield pytest.param(content, source, id=f"{page.relative_to(ROOT / 'docs')}:{line}")
 
 
 @pytest.fixture
@@ -62,21 +68,17 @@ def machine() -> Environment:
     )  # fmt: skip
 
 
-def with_tiny_model(content: dict[str, Any], model: Path, output: Path) -> dict[str, Any]:
-    return content | {"model": str(model), "output": str(output)}
-
-
-@pytest.mark.parametrize(("content", "folder"), list(shown()))
+@pytest.mark.parametrize(("content", "source"), list(shown()))
 def test_configuration_of_a_page_plans(
     content: dict[str, Any],
-    folder: Path,
+    source: Any,
     tiny_folder: Any,
     machine: Environment,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(folder)
-    config = luthier.load_config(with_tiny_model(content, tiny_folder(), tmp_path / "out"))
+    monkeypatch.chdir(ROOT)
+    config = luthier.load_config(source, [f"model={tiny_folder()}", f"output={tmp_path / 'out'}"])
     plan = luthier.plan(config, environment=machine)
     for slot in ("adapter", "optimizer", "attention", "stage"):
         asked = content.get(slot, "auto")

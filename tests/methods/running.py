@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,7 @@ def resumed_equals_straight(config: dict[str, Any]) -> bool:
     straight = weights(run)
     for name in ("checkpoint-6", "all_results.json"):
         target = run / name
-        for entry in sorted(target.iterdir()) if target.is_dir() else ():
-            entry.unlink()
-        target.rmdir() if target.is_dir() else target.unlink()
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
     for file in run.glob("*.safetensors"):
         file.unlink()
     train(config, resume=True)

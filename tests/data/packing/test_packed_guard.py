@@ -12,7 +12,9 @@ import torch
 
 from luthier.core.errors import LuthierError
 from luthier.core.language_modeling import COMPARED, batches, check_packing, packing_error
+from luthier.plugins.pt import PtConfig
 from luthier.plugins.pt.stage import train as train_pt
+from luthier.plugins.sft import SftConfig
 from luthier.plugins.sft.stage import train as train_sft
 
 
@@ -47,13 +49,15 @@ def test_a_sound_model_passes_and_the_user_hears_of_it(make_run: Callable[..., A
 
 
 @pytest.mark.parametrize("breaking", [break_positions, break_mask])
-@pytest.mark.parametrize("train", [train_sft, train_pt])
-def test_a_model_that_mixes_documents_stops_the_run(make_run: Callable[..., Any], breaking: Any, train: Any) -> None:
+@pytest.mark.parametrize(("train", "options"), [(train_sft, SftConfig()), (train_pt, PtConfig())])
+def test_a_model_that_mixes_documents_stops_the_run(
+    make_run: Callable[..., Any], breaking: Any, train: Any, options: Any
+) -> None:
     made = make_run("llama")
     before = {name: value.clone() for name, value in made.runtime.model.state_dict().items()}
     breaking(made.runtime.model)
     with pytest.raises(LuthierError, match="packed documents see each other: the logits of two documents differ") as caught:
-        train(made.runtime)
+        train(made.runtime, options)
     assert caught.value.where == "data.packing"
     assert "leave out data.packing" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in made.runtime.model.state_dict().items())

@@ -13,6 +13,7 @@ from luthier.core.data.collate import collate_packed
 from luthier.core.optimizing import trained_parameters
 from luthier.core.testing.measuring import loss_of, wrong_gradients
 from luthier.plugins.neftune.noise import document_lengths
+from luthier.plugins.sft import SftConfig
 from luthier.plugins.sft.stage import train
 
 PATCHES: list[Any] = [
@@ -39,7 +40,7 @@ def name(value: Any) -> str:
 
 def trained(made: Any) -> dict[str, float]:
     before = {key: one.detach().clone() for key, one in trained_parameters(made.runtime.model).items()}
-    metrics = train(made.runtime)
+    metrics = train(made.runtime, SftConfig())
     moved = [key for key, one in trained_parameters(made.runtime.model).items() if not torch.equal(one, before[key])]
     assert moved
     assert math.isfinite(metrics["train_loss"])
