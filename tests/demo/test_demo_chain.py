@@ -113,8 +113,9 @@ def test_a_folder_without_the_configurations_is_refused_before_anything_is_fetch
 
 
 @pytest.mark.parametrize("stage", chain.STAGES)
-def test_the_examples_are_a_chain(stage: str) -> None:
+def test_the_examples_are_a_chain(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stage, folders and former run are what the driver takes for granted; rm and ppo stand on the same weights."""
+    monkeypatch.chdir(tmp_path)  # where no run has left data yet: paths that are there become absolute
     config = luthier.load_config(ROOT / "examples" / "rlhf" / f"{stage}.yaml")
     assert config.stage.use == stage
     assert config.output == f"runs/rlhf/{stage}"
