@@ -1,8 +1,10 @@
 """The demo's requests as every kind of rows, so that each stage can be measured on the same task.
 
-conversation   request and command                                     prompt     the request, its command as the reference
-text           request and command, one after the other                unpaired   the command rated good, or another row's rated bad
+conversation   request and command
+text           request and command, one after the other
 preference     the command chosen, another row's rejected
+unpaired       the command rated good, or another row's rated bad
+prompt         the request, its command as the reference
 """
 
 from __future__ import annotations

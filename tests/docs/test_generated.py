@@ -18,8 +18,8 @@ from luthier.core.contracts import SLOTS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
-# The first two need CUDA, the third has no cost of its own; ppo has a benchmark of its own (ppo_memory); the last three wait for
-# their rows of `python -m luthier.benchmarks.methods`, which has them.
+# The first two need CUDA, the third has no cost of its own; ppo has a benchmark of its own (ppo_memory); the last three wait
+# for their rows of `python -m luthier.benchmarks.methods`, which has them.
 NOT_MEASURED = {"paged_adamw", "paged_adamw_8bit", "dequantize", "ppo", "kto", "grpo", "rloo"}
 NO_PAPER = {"dequantize"}
 
