@@ -73,7 +73,7 @@ def generate(
     options = _options(sampling, ends, pad, stop)
     answers: list[Answer | None] = [None] * len(prompts)
     with evaluating(model), _own_settings_away(model), torch.no_grad(), quiet():
-        for rows in _batches([len(prompt) for prompt in prompts], sampling.max_new_tokens, batch_tokens):
+        for rows in longest_first([len(prompt) for prompt in prompts], batch_tokens, sampling.max_new_tokens):
             if stop is not None and stop.is_set():
                 raise Interrupted("stopped while answers were generated", fix="give the same command again")
             inputs, mask = pad_left([prompts[row] for row in rows], pad, device=_device(model))
@@ -173,8 +173,8 @@ def _all(ids: Tensor, value: bool) -> Tensor:
     return torch.full((ids.shape[0],), value, dtype=torch.bool, device=ids.device)
 
 
-def _batches(lengths: Sequence[int], new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers, longest prompts first; a batch's longest prompt and the longest answer, times its rows, fit."""
+def longest_first(lengths: Sequence[int], batch_tokens: int, new_tokens: int = 0) -> Iterator[list[int]]:
+    """Row numbers in batches, longest first, one at least: a batch's longest row and `new_tokens`, times its rows, fit."""
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     begin = 0
     while begin < len(order):

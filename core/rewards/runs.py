@@ -8,12 +8,13 @@ without it, as one that was cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from luthier.core.data.templates.stopping import end_of_turn
 from luthier.core.errors import LuthierError
+from luthier.core.generation import longest_first
 from luthier.core.rewards.config import RunTerm
 from luthier.core.rewards.scoring import RewardError, Score, Scored, described
 from luthier.core.trained import read_run, run_tokenizer, trained_model
@@ -63,14 +64,15 @@ class RewardModel:
         self._name, self._model, self._tokenizer, self._batch_tokens = name, model, tokenizer, batch_tokens
         self._limit = getattr(model.config, "max_position_embeddings", None)
         self._same = same_texts(tokenizer, policy)
-        self._closing = closing_tokens(policy) if self._same else []
+        # Where the two are the same, so are these of the policy.
+        self._closing = closing_tokens(tokenizer)
 
     def __call__(self, answers: Sequence[Scored]) -> list[float]:
         import torch
 
         rows = [self.tokens(answer) for answer in answers]
         scores = [0.0] * len(rows)
-        for places in _batches([len(row) for row in rows], self._batch_tokens):
+        for places in longest_first([len(row) for row in rows], self._batch_tokens):
             width = len(rows[places[0]])
             ids = torch.full((len(places), width), self._tokenizer.pad_token_id, dtype=torch.int64)
             mask = torch.zeros_like(ids)
@@ -100,10 +102,9 @@ class RewardModel:
             said = [*answer.messages, {"role": "assistant", "content": answer.text}]
             tools = list(answer.tools) if answer.tools else None
             whole = list(self._tokenizer.apply_chat_template(said, tools=tools, return_dict=True)["input_ids"])
-            closing = closing_tokens(self._tokenizer)
             ids = up_to_the_end(whole, self._tokenizer)
-            if not answer.finished and closing and ids[-len(closing) :] == closing:
-                ids = ids[: -len(closing)]
+            if not answer.finished and self._closing and ids[-len(self._closing) :] == self._closing:
+                ids = ids[: -len(self._closing)]
         if self._limit is not None and len(ids) > self._limit:
             raise RewardError(
                 self._name,
@@ -135,12 +136,3 @@ def up_to_the_end(ids: Sequence[int], tokenizer: Any) -> list[int]:
     number = None if end is None else tokenizer.convert_tokens_to_ids(end)
     last = max((place for place, token in enumerate(ids) if token == number), default=len(ids) - 1)
     return list(ids[: last + 1])
-
-
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Places of rows, longest first, so many at once that they fit, padding counted; one at least."""
-    order = sorted(range(len(lengths)), key=lambda at: -lengths[at])
-    while order:
-        count = max(1, batch_tokens // lengths[order[0]])
-        yield order[:count]
-        order = order[count:]
